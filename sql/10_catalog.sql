@@ -1,0 +1,309 @@
+/*
+ * The catalog: every fact about a job is a row here and nowhere else, so that
+ * a crash, a restart or a lost client changes nothing about where a job is.
+ *
+ * Every table has row security: a role sees the rows of the jobs whose owner
+ * it is (or is a member of).  Nothing is granted to PUBLIC; see
+ * migrate_grant().
+ */
+CREATE SCHEMA migrate;
+COMMENT ON SCHEMA migrate IS 'jobs, checkpoints, dead letters and views of the migrate extension';
+
+CREATE TABLE migrate.job (
+	job_id		int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	job			text NOT NULL UNIQUE CHECK (job <> ''),
+	owner		oid NOT NULL,
+	server		oid NOT NULL,
+	options		jsonb NOT NULL DEFAULT '{}',
+	state		text NOT NULL DEFAULT 'defined',
+	-- where a failed job goes on when it is resumed
+	resume_state text,
+	-- the wish: what the DBA asked for last
+	wanted		text NOT NULL DEFAULT 'stop'
+				CHECK (wanted IN ('stop', 'run', 'pause', 'cancel')),
+	-- why it is paused, when a limit and not the DBA asked for it
+	pause_reason text,
+	-- the job worker's dynamic shared memory, 0 when none is alive
+	shm_handle	bigint NOT NULL DEFAULT 0,
+	last_error	text,
+	last_sqlstate text,
+	last_error_at timestamptz,
+	created_at	timestamptz NOT NULL DEFAULT now(),
+	started_at	timestamptz,
+	ended_at	timestamptz
+);
+COMMENT ON TABLE migrate.job IS 'one row a job: its definition, its state, and what the DBA last asked of it';
+
+/*
+ * A relation that is read: one scan feeds all mappings of it.
+ */
+CREATE TABLE migrate.source_table (
+	source_id	int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	-- as shown to the DBA: "schema.table" on the source, or the foreign table
+	source		text NOT NULL,
+	foreign_table oid NOT NULL,
+	-- the table's names on the server, null where the wrapper has none
+	remote_schema text,
+	remote_table text,
+	-- local column names of the key that identifies a source row, may be empty
+	key_columns	text[] NOT NULL DEFAULT '{}',
+	-- decided when the job prepares: 'copy' | 'fdw', 'block' | 'key' | 'whole'
+	transport	text CHECK (transport IN ('copy', 'fdw')),
+	method		text CHECK (method IN ('block', 'key', 'whole')),
+	"binary"	boolean,
+	-- pending: not planned; copying; replan: the table under the chunks was
+	-- rewritten (P1); copied: every chunk is done; done: keys are built
+	state		text NOT NULL DEFAULT 'pending'
+				CHECK (state IN ('pending', 'copying', 'replan', 'copied', 'done')),
+	-- counts the plans; a loader that works on an older plan cannot commit
+	plan_no		int NOT NULL DEFAULT 0,
+	estimated_rows bigint,
+	estimated_bytes bigint,
+	UNIQUE (job_id, foreign_table)
+);
+COMMENT ON TABLE migrate.source_table IS 'one row a relation that a job reads';
+
+/*
+ * The parts a source table is read in: one a leaf partition, or one in all.
+ * next_* is the point up to which chunks have been cut off (half-open).
+ */
+CREATE TABLE migrate.leaf (
+	source_id	int NOT NULL REFERENCES migrate.source_table ON DELETE CASCADE,
+	leaf_no		int NOT NULL,
+	-- quoted, schema-qualified name on the source; the foreign table for fdw
+	relation	text NOT NULL,
+	remote_oid	oid,
+	remote_filenode oid,
+	blocks		bigint,
+	next_block	bigint NOT NULL DEFAULT 0,
+	next_key	text[],
+	-- blocks or rows that the next chunk takes; follows measured speed
+	chunk_size	bigint NOT NULL,
+	exhausted	boolean NOT NULL DEFAULT false,
+	PRIMARY KEY (source_id, leaf_no)
+);
+COMMENT ON TABLE migrate.leaf IS 'the physical parts of a source table and how far each has been cut into chunks';
+
+CREATE TABLE migrate.mapping (
+	mapping_id	int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	source_id	int NOT NULL REFERENCES migrate.source_table,
+	target_oid	oid NOT NULL,
+	-- format('%I.%I'), as shown everywhere
+	target		text NOT NULL,
+	kind		text NOT NULL CHECK (kind IN ('identity', 'columns', 'function')),
+	mapping		oid,			-- the function of kind 'function'
+	columns		jsonb,
+	filter		text,
+	-- target column -> source expression; null when a row cannot be identified
+	key			jsonb,
+	owns		text,
+	reads		text[] NOT NULL DEFAULT '{}',
+	-- search_path under which the DBA's expressions are read
+	search_path	text NOT NULL,
+	-- target columns that the query gives, in its order
+	target_columns text[] NOT NULL,
+	-- SELECT <target columns> FROM source [WHERE filter]
+	query		text NOT NULL,
+	-- one source row may become several target rows
+	many		boolean NOT NULL DEFAULT false,
+	-- the target was made by this job
+	created_target boolean NOT NULL DEFAULT false,
+	-- rows removed as second copies of a row that moved between chunks (P10)
+	doubles		bigint NOT NULL DEFAULT 0
+);
+CREATE INDEX mapping_source ON migrate.mapping (source_id);
+CREATE UNIQUE INDEX mapping_target ON migrate.mapping (target_oid, (coalesce(owns, '')));
+COMMENT ON TABLE migrate.mapping IS 'one row a mapping from a source table to a target table';
+
+/*
+ * One row a chunk that was cut off: 'todo' again after a crash, 'running',
+ * 'done'.  attempt is counted before the work, so a crash is over-counted and
+ * never missed; it is also the fencing token of the loader that works on it.
+ */
+CREATE TABLE migrate.chunk (
+	chunk_id	bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	source_id	int NOT NULL,
+	leaf_no		int NOT NULL,
+	plan_no		int NOT NULL,
+	-- half-open range of blocks or keys; null is an open end
+	block_lo	bigint,
+	block_hi	bigint,
+	key_lo		text[],
+	key_hi		text[],
+	state		text NOT NULL DEFAULT 'running'
+				CHECK (state IN ('todo', 'running', 'done')),
+	attempt		int NOT NULL DEFAULT 1,
+	worker_pid	int,
+	rows_read	bigint,
+	bytes_read	bigint,
+	snapshot	text,			-- pg_current_snapshot() of the source
+	source_lsn	pg_lsn,			-- insert position read after the snapshot
+	started_at	timestamptz,
+	finished_at	timestamptz,
+	last_error	text,
+	FOREIGN KEY (source_id, leaf_no) REFERENCES migrate.leaf ON DELETE CASCADE
+);
+CREATE INDEX chunk_todo ON migrate.chunk (job_id, chunk_id) WHERE state = 'todo';
+CREATE INDEX chunk_running ON migrate.chunk (job_id) WHERE state = 'running';
+CREATE INDEX chunk_leaf ON migrate.chunk (source_id, leaf_no);
+COMMENT ON TABLE migrate.chunk IS 'checkpoints of the copy: a chunk''s rows and its ''done'' commit together';
+
+/*
+ * Conservation (DESIGN 4.2), a row a chunk and mapping: what was read is
+ * mapped, filtered or dead.
+ */
+CREATE TABLE migrate.chunk_mapping (
+	chunk_id	bigint NOT NULL REFERENCES migrate.chunk ON DELETE CASCADE,
+	mapping_id	int NOT NULL REFERENCES migrate.mapping ON DELETE CASCADE,
+	job_id		int NOT NULL,
+	rows_read	bigint NOT NULL,
+	rows_mapped	bigint NOT NULL,
+	rows_filtered bigint NOT NULL,
+	rows_dead	bigint NOT NULL,
+	rows_written bigint NOT NULL,
+	PRIMARY KEY (chunk_id, mapping_id),
+	CONSTRAINT conservation CHECK (rows_read = rows_mapped + rows_filtered + rows_dead)
+);
+CREATE INDEX chunk_mapping_mapping ON migrate.chunk_mapping (mapping_id);
+COMMENT ON TABLE migrate.chunk_mapping IS 'per chunk and mapping: rows read = mapped + filtered + dead';
+
+CREATE TABLE migrate.dead_letter (
+	id			bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	mapping_id	int NOT NULL REFERENCES migrate.mapping ON DELETE CASCADE,
+	chunk_id	bigint,
+	stage		text NOT NULL CHECK (stage IN ('read', 'map', 'write', 'index', 'apply')),
+	state		text NOT NULL DEFAULT 'open'
+				CHECK (state IN ('open', 'replayed', 'superseded', 'discarded')),
+	key			jsonb,			-- source key column -> text value
+	source_row	jsonb,			-- null when the row could not be read
+	raw			jsonb,			-- then: {"at": where, "columns": {name: "\\x.."}}
+	sqlstate	text NOT NULL,
+	message		text NOT NULL,
+	detail		text,
+	hint		text,
+	context		text,
+	mapping_version text,
+	attempts	int NOT NULL DEFAULT 1,
+	reason		text,			-- of a discard
+	created_at	timestamptz NOT NULL DEFAULT now(),
+	updated_at	timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX dead_letter_open ON migrate.dead_letter (mapping_id) WHERE state = 'open';
+CREATE INDEX dead_letter_job ON migrate.dead_letter (job_id, state);
+COMMENT ON TABLE migrate.dead_letter IS 'rows that could not be read, mapped or written, with what is needed to replay them';
+
+/*
+ * What is done after the copy, a row a step, each restartable: primary keys
+ * here; indexes, constraints and statistics join with the schema map.
+ */
+CREATE TABLE migrate.post_step (
+	step_id		int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	mapping_id	int NOT NULL REFERENCES migrate.mapping ON DELETE CASCADE,
+	kind		text NOT NULL,	-- 'primary key'
+	object		text NOT NULL,
+	ddl			text NOT NULL,
+	state		text NOT NULL DEFAULT 'todo'
+				CHECK (state IN ('todo', 'done', 'failed')),
+	error		text,
+	started_at	timestamptz,
+	finished_at	timestamptz
+);
+COMMENT ON TABLE migrate.post_step IS 'statements that run after the copy, each recorded and restartable';
+
+/*
+ * Everything made outside the extension's own tables, recorded before it is
+ * made (DESIGN 4.7).
+ */
+CREATE TABLE migrate.made_object (
+	object_id	int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	side		text NOT NULL CHECK (side IN ('source', 'target')),
+	kind		text NOT NULL,	-- 'foreign table', 'schema', 'type', 'table'
+	object		text NOT NULL,	-- quoted and qualified
+	-- dropped with the job; a target table holds data and never is
+	temporary	boolean NOT NULL DEFAULT true,
+	made_at		timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE migrate.made_object IS 'objects made for a job outside the extension''s tables, so that they can be removed again';
+
+CREATE TABLE migrate.acceptance (
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	check_name	text NOT NULL,
+	object		text NOT NULL,
+	reason		text NOT NULL CHECK (reason <> ''),
+	accepted_by	text NOT NULL DEFAULT session_user,
+	accepted_at	timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (job_id, check_name, object)
+);
+COMMENT ON TABLE migrate.acceptance IS 'preflight findings that the DBA took note of, with the reason';
+
+CREATE TABLE migrate.event (
+	event_id	bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	at			timestamptz NOT NULL DEFAULT clock_timestamp(),
+	level		text NOT NULL CHECK (level IN ('info', 'warning', 'error', 'alert')),
+	kind		text NOT NULL,
+	message		text NOT NULL,
+	detail		jsonb
+);
+CREATE INDEX event_job ON migrate.event (job_id, at);
+COMMENT ON TABLE migrate.event IS 'every state change, warning and alert of a job with its cause';
+
+CREATE TABLE migrate.validation_run (
+	validation_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	mapping_id	int NOT NULL REFERENCES migrate.mapping ON DELETE CASCADE,
+	level		text NOT NULL CHECK (level IN ('count', 'checksum', 'full')),
+	source_rows	bigint,
+	target_rows	bigint,
+	matched		boolean,
+	mismatches	bigint,
+	status		text NOT NULL,
+	started_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
+	duration	interval
+);
+COMMENT ON TABLE migrate.validation_run IS 'the history of validations, a row a mapping';
+
+CREATE TABLE migrate.difference (
+	difference_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	validation_id bigint NOT NULL REFERENCES migrate.validation_run ON DELETE CASCADE,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	kind		text NOT NULL
+				CHECK (kind IN ('missing_in_target', 'missing_in_source', 'different')),
+	key			jsonb,
+	columns		text[],
+	source_row	jsonb,
+	target_row	jsonb,
+	-- the open dead letter that explains it
+	dead_letter	bigint
+);
+CREATE INDEX difference_run ON migrate.difference (validation_id);
+COMMENT ON TABLE migrate.difference IS 'rows that a validation found different';
+
+/*
+ * Owners see only their jobs.  The policy of job is the root; the others
+ * follow it, since its own row security applies inside the subquery.
+ */
+ALTER TABLE migrate.job ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON migrate.job USING (pg_has_role(owner, 'USAGE'));
+
+DO $$
+DECLARE
+	t text;
+BEGIN
+	FOREACH t IN ARRAY '{source_table,mapping,chunk,chunk_mapping,dead_letter,post_step,made_object,acceptance,event,validation_run,difference}'::text[]
+	LOOP
+		EXECUTE format('ALTER TABLE migrate.%I ENABLE ROW LEVEL SECURITY', t);
+		EXECUTE format('CREATE POLICY own ON migrate.%I USING '
+					   '(job_id IN (SELECT j.job_id FROM migrate.job j))', t);
+	END LOOP;
+END
+$$;
+ALTER TABLE migrate.leaf ENABLE ROW LEVEL SECURITY;
+CREATE POLICY own ON migrate.leaf USING
+	(source_id IN (SELECT s.source_id FROM migrate.source_table s));

@@ -1,0 +1,18 @@
+/*-------------------------------------------------------------------------
+ *
+ * compat.h
+ *	  What differs between PostgreSQL 15, 16, 17 and 18, in one place: a macro
+ *	  or inline function has the newest version's shape.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef MIGRATE_COMPAT_H
+#define MIGRATE_COMPAT_H
+
+#if PG_VERSION_NUM < 150000
+#error "migrate needs PostgreSQL 15 or later on the target"
+#endif
+
+#endif							/* MIGRATE_COMPAT_H */

@@ -1,0 +1,502 @@
+/*-------------------------------------------------------------------------
+ *
+ * migrate.h
+ *	  The types that the stages hand to each other, and the table of contents
+ *	  of the library.
+ *
+ * A row walks from left to right:
+ *
+ *	  extract (reader) -> transform (batch, mapping) -> load (writer,
+ *	  checkpoint, dead letter)
+ *
+ * control/ starts and stops the processes that do so; validate/ reads both
+ * ends again through the same mapping.  Every function here is called in a
+ * transaction unless it says otherwise, and reports trouble by ereport(ERROR).
+ *
+ * Names of functions with external linkage start with migrate_.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef MIGRATE_H
+#define MIGRATE_H
+
+#include "postgres.h"
+
+#include "access/tupdesc.h"
+#include "access/xlogdefs.h"
+#include "executor/tuptable.h"
+#include "lib/stringinfo.h"
+#include "nodes/pg_list.h"
+#include "port/atomics.h"
+#include "storage/block.h"
+#include "storage/condition_variable.h"
+#include "storage/dsm.h"
+#include "storage/s_lock.h"
+#include "storage/spin.h"
+#include "utils/relcache.h"
+#include "utils/timestamp.h"
+#include "utils/tuplestore.h"
+
+#include "compat.h"
+
+/* ----------------------------------------------------------------
+ * in control/job.c: the job and its options, read from the catalog
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateJob
+{
+	int			job_id;
+	char	   *name;
+	Oid			owner;
+	Oid			server;
+	char	   *state;
+	char	   *wanted;			/* 'stop', 'run', 'pause', 'cancel' */
+
+	/* options in effect; units as in migrate.options */
+	char	   *transport;		/* 'auto', 'copy', 'fdw' */
+	char	   *chunking;		/* 'auto', 'block', 'key', 'whole' */
+	int			workers;
+	int			chunk_time_ms;	/* a chunk should take about this long */
+	int			chunk_rows;		/* first chunk of a key range */
+	int			chunk_blocks;	/* first chunk of a block range */
+	int			batch_rows;
+	int64		batch_bytes;
+	int			fetch_size;
+	int			max_dead_letters;	/* -1: no limit */
+	double		max_dead_ratio; /* of rows read, judged after 10,000 rows */
+	int64		rows_per_second;	/* 0: no limit */
+	int64		bytes_per_second;	/* 0: no limit */
+	char	   *throttle_query; /* empty: none */
+	double		throttle_threshold;
+	char	   *throttle_side;	/* 'target' or 'source' */
+	int			throttle_interval_ms;
+	int			retry_time_ms;	/* the same error for so long: failed */
+	int			retry_max_delay_ms;
+	int			connect_timeout_s;
+	int			lock_timeout_ms;
+} MigrateJob;
+
+/* NULL when there is no such job (or none that this role may see). */
+extern MigrateJob *migrate_job_load(int job_id);
+extern MigrateJob *migrate_job_load_by_name(const char *name);	/* errors when
+																 * unknown */
+
+/* ----------------------------------------------------------------
+ * in extract/source.c: a source table as the catalog describes it
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateColumn
+{
+	char	   *name;			/* in the foreign table */
+	char	   *remote_name;	/* column_name option, else name */
+	AttrNumber	attnum;			/* in the foreign table */
+	Oid			type;			/* declared here */
+	int32		typmod;
+	Oid			remote_type;	/* InvalidOid when not known */
+	bool		is_key;			/* one of source_table.key_columns */
+} MigrateColumn;
+
+typedef struct MigrateSource
+{
+	int			source_id;
+	int			job_id;
+	int			plan_no;
+	char	   *label;			/* source_table.source, for messages */
+	Oid			server;
+	Oid			foreign_table;
+	char	   *remote_schema;	/* NULL where the wrapper has none */
+	char	   *remote_table;
+	char		transport;		/* 'c' copy, 'f' fdw */
+	char		method;			/* 'b' block, 'k' key, 'w' whole */
+	bool		binary;
+	int			ncolumns;		/* without dropped ones; may be 0 */
+	MigrateColumn *columns;
+	int			nkeys;
+	int		   *keys;			/* indexes into columns */
+
+	/*
+	 * Columns of a source row, in the order of columns[], named as in the
+	 * foreign table; what mapping functions take, without dropped columns.
+	 */
+	TupleDesc	rowdesc;
+} MigrateSource;
+
+extern MigrateSource *migrate_source_load(int source_id);
+
+/* ----------------------------------------------------------------
+ * in extract/connection.c: libpq to the source (interruptible everywhere)
+ * ----------------------------------------------------------------
+ */
+struct pg_conn;
+struct pg_result;
+
+typedef struct MigrateConn
+{
+	struct pg_conn *pg;
+	Oid			server;
+	int			version;		/* PQserverVersion */
+	bool		in_copy;
+} MigrateConn;
+
+/*
+ * Connect with the server's options and the user mapping of "owner"; checks
+ * postgres_fdw's password rule; application_name migrate/<job>/<role>;
+ * session settings of P6.  SQLSTATE 08001 with a hint when unreachable.
+ */
+extern MigrateConn *migrate_connect(Oid server, Oid owner, const char *job,
+									const char *role, int connect_timeout_s);
+extern void migrate_disconnect(MigrateConn *conn);
+
+/* Run one statement; error (with the remote SQLSTATE, remote text in
+ * errdetail_internal) unless it gives PGRES_COMMAND_OK or TUPLES_OK.  The
+ * caller frees the result with PQclear (or lets a memory context do it: the
+ * result is registered with the current context and cleared on reset). */
+extern struct pg_result *migrate_exec(MigrateConn *conn, const char *sql);
+
+/* First column of the first row as text, or NULL. */
+extern char *migrate_exec_value(MigrateConn *conn, const char *sql);
+extern void migrate_report_remote_error(struct pg_result *res, MigrateConn *conn,
+										const char *sql) pg_attribute_noreturn();
+/* True when the server's wrapper is postgres_fdw. */
+extern bool migrate_server_is_postgres(Oid server);
+
+/* ----------------------------------------------------------------
+ * in extract/plan.c: parts and chunks
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateRange
+{
+	char	   *relation;		/* quoted, on the source */
+	Oid			remote_oid;		/* 0 when not known */
+	Oid			remote_filenode;
+	/* blocks [block_lo, block_hi); -1 is an open end */
+	int64		block_lo;
+	int64		block_hi;
+	/* inside one block, line pointers [off_lo, off_hi); 0 is an open end */
+	int			off_lo;
+	int			off_hi;
+	/* keys [key_lo, key_hi) in text form, NULL is an open end */
+	char	  **key_lo;
+	char	  **key_hi;
+} MigrateRange;
+
+typedef struct MigrateChunk
+{
+	int64		chunk_id;
+	int			source_id;
+	int			leaf_no;
+	int			plan_no;
+	int			attempt;		/* fencing token */
+	MigrateRange range;
+	TimestampTz started;
+} MigrateChunk;
+
+/*
+ * Decide transport, method and binary of every pending source table of the
+ * job, insert its leaves, set it 'copying'.  Job worker, state preparing; also
+ * used again after a rewrite (P1), for one source table (source_id > 0).
+ */
+extern void migrate_plan_sources(MigrateJob *job, MigrateConn *conn, int source_id);
+
+/*
+ * Claim a chunk: one that is 'todo', else cut the next from a leaf.  NULL when
+ * none is left to claim.  Called outside a transaction, commits its own.  The
+ * connection is NULL for a source that is not postgres_fdw.
+ */
+extern MigrateChunk *migrate_chunk_claim(MigrateJob *job, MigrateConn *conn,
+										 MemoryContext mcxt);
+
+/* Follow the measured speed: next chunk of this leaf (adaptive size). */
+extern void migrate_chunk_adapt(MigrateJob *job, MigrateChunk *chunk, double seconds);
+
+/* Chunks marked running that no live loader holds become 'todo' again. */
+extern int	migrate_chunks_release(int job_id, int worker_pid /* 0: all */ );
+
+/* ----------------------------------------------------------------
+ * in extract/snapshot.c: the source transaction around a chunk (P1, P4)
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateSourceTxn
+{
+	char	   *snapshot;		/* pg_current_snapshot(), NULL if unknown */
+	XLogRecPtr	insert_lsn;		/* read after the snapshot, 0 if unknown */
+	bool		in_recovery;	/* the source is a standby */
+	bool		rewritten;		/* P1: table is not the one that was planned */
+} MigrateSourceTxn;
+
+extern void migrate_source_begin(MigrateConn *conn, MigrateSource *src,
+								 MigrateRange *range, MigrateSourceTxn *txn);
+extern void migrate_source_wait_durable(MigrateConn *conn, MigrateSourceTxn *txn);
+extern void migrate_source_end(MigrateConn *conn);
+
+/* ----------------------------------------------------------------
+ * in extract/reader.c (and reader_copy.c, reader_fdw.c): rows of a range
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateReader MigrateReader;
+
+/*
+ * range NULL reads everything.  The reader runs inside the transaction that
+ * migrate_source_begin opened (copy), or as a scan of the foreign table (fdw).
+ */
+extern MigrateReader *migrate_reader_open(MigrateConn *conn, MigrateSource *src,
+										  MigrateRange *range, int fetch_size);
+
+/*
+ * Next row into values/nulls (src->rowdesc); pass-by-reference values live
+ * until the next call.  False at the end.  *bytes is the row's size on the
+ * wire or, where that is not known, in memory.
+ */
+extern bool migrate_reader_next(MigrateReader *reader, Datum *values, bool *nulls,
+								int64 *bytes);
+extern void migrate_reader_close(MigrateReader *reader);
+
+/* Abandon a reader after an error was caught: the source transaction is
+ * usable afterwards (it was protected by a savepoint). */
+extern void migrate_reader_abort(MigrateReader *reader);
+
+/*
+ * Halve a range, for rows that cannot be read.  False when it is one row (or
+ * cannot be cut any further).
+ */
+extern bool migrate_range_halve(MigrateConn *conn, MigrateSource *src,
+								MigrateRange *range,
+								MigrateRange *first, MigrateRange *second);
+
+/*
+ * What can be said of an unreadable row: key (jsonb text or NULL) and
+ * {"at": .., "columns": {name: "\\x.."}}.
+ */
+extern void migrate_range_raw(MigrateConn *conn, MigrateSource *src,
+							  MigrateRange *range, char **key, char **raw);
+
+/* ----------------------------------------------------------------
+ * in transform/batch.c: held source rows
+ * ----------------------------------------------------------------
+ */
+#define MIGRATE_BATCH_NAME "migrate_batch"
+#define MIGRATE_ORDINAL "migrate_ord"
+
+typedef struct MigrateBatch
+{
+	MigrateSource *src;
+	TupleDesc	desc;			/* rowdesc plus migrate_ord int8 */
+	Tuplestorestate *store;
+	int64		nrows;
+	int64		bytes;
+	MemoryContext mcxt;
+} MigrateBatch;
+
+extern MigrateBatch *migrate_batch_create(MigrateSource *src);
+extern void migrate_batch_add(MigrateBatch *batch, Datum *values, bool *nulls,
+							  int64 bytes);
+extern void migrate_batch_reset(MigrateBatch *batch);
+
+/* Rows [lo, hi) as a batch of its own, ordinals starting at 0 again. */
+extern MigrateBatch *migrate_batch_slice(MigrateBatch *batch, int64 lo, int64 hi);
+extern void migrate_batch_free(MigrateBatch *batch);
+
+/* One row as jsonb text, and its key as jsonb text (NULL without key). */
+extern void migrate_batch_row_json(MigrateBatch *batch, int64 row,
+								   char **row_json, char **key_json);
+
+/* ----------------------------------------------------------------
+ * in transform/mapping.c: a mapping, compiled once a chunk
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateMapping
+{
+	int			mapping_id;
+	int			job_id;
+	int			source_id;
+	Oid			target;
+	char	   *target_name;
+	char		kind;			/* 'i', 'c', 'f' */
+	bool		many;
+	bool		filtered;		/* rows may be left out on purpose */
+	char	   *search_path;
+	char	   *query;			/* SELECT <target columns> FROM source ... */
+	int			ncolumns;		/* of the query */
+	char	  **columns;		/* target column names, query order */
+	AttrNumber *attnums;		/* target attribute numbers, query order */
+	int			nkeys;			/* key map; 0 when there is none */
+	char	  **key_columns;	/* target columns */
+	char	  **key_exprs;		/* source expressions */
+	char	   *owns;
+	char	   *version;		/* changes when the mapping's code does */
+
+	/* filled by migrate_mapping_compile */
+	struct PlannedStmt *plan;
+	TupleDesc	outdesc;		/* ncolumns, then nkeys key values, then ord */
+	List	   *relations;		/* OIDs of tables that the mapping reads */
+} MigrateMapping;
+
+extern MigrateMapping *migrate_mapping_load(int mapping_id);
+extern List *migrate_mappings_of_source(int source_id);	/* of MigrateMapping */
+
+/*
+ * Parse, coerce to the target's column types with assignment casts, and plan,
+ * under the mapping's search_path, as the current user.
+ */
+extern void migrate_mapping_compile(MigrateMapping *map, MigrateSource *src);
+
+/*
+ * Run over a batch.  Each row goes to dest, a slot of outdesc.  The current
+ * user is the owner, session_replication_role is origin (P13).
+ */
+typedef void (*MigrateRowFn) (TupleTableSlot *slot, void *arg);
+extern void migrate_mapping_run(MigrateMapping *map, MigrateBatch *batch,
+								MigrateRowFn dest, void *arg);
+
+/* ----------------------------------------------------------------
+ * in load/writer.c (writer_fresh.c, writer_sql.c): mapped rows into a target
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateWriter MigrateWriter;
+
+typedef struct MigrateCounts
+{
+	int64		read;
+	int64		mapped;			/* source rows that gave at least one row */
+	int64		filtered;
+	int64		dead;
+	int64		written;		/* target rows */
+} MigrateCounts;
+
+/* fresh_allowed: no row of ours can be there yet (first copy). */
+extern MigrateWriter *migrate_writer_open(MigrateMapping *map, MigrateSource *src,
+										  bool fresh_allowed);
+extern void migrate_writer_close(MigrateWriter *writer);
+
+/* ----------------------------------------------------------------
+ * in load/load.c: a batch through one mapping, bad rows set aside
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateLoadContext
+{
+	MigrateJob *job;
+	int64		chunk_id;		/* 0 when none (replay) */
+	const char *stage;			/* 'write' normally */
+} MigrateLoadContext;
+
+/*
+ * One subtransaction for the batch; when it fails by a fault of a row, halves
+ * it down to the row, which becomes a dead letter.  Adds to counts.  Errors
+ * that are no row's fault are thrown.
+ */
+extern void migrate_load_batch(MigrateLoadContext *ctx, MigrateWriter *writer,
+							   MigrateBatch *batch, MigrateCounts *counts);
+
+/* load/dead_letter.c */
+extern bool migrate_error_is_of_row(int sqlerrcode);
+extern void migrate_dead_letter_insert(MigrateLoadContext *ctx, int mapping_id,
+									   const char *stage, const char *key,
+									   const char *row, const char *raw,
+									   ErrorData *edata, const char *version);
+
+/* load/chunk.c: the whole of one chunk; commits rows and checkpoint together.
+ * Called outside a transaction.  Returns false when the chunk was given up
+ * because the table was rewritten (P1). */
+extern bool migrate_chunk_load(MigrateJob *job, MigrateConn *conn,
+							   MigrateChunk *chunk);
+
+/* load/checkpoint.c: 'done', fenced by attempt and plan_no; conservation. */
+extern void migrate_checkpoint(MigrateJob *job, MigrateChunk *chunk,
+							   MigrateSourceTxn *txn, int64 rows, int64 bytes,
+							   List *mappings, MigrateCounts *counts);
+
+/* load/keys.c: post_step 'primary key': build it, resolving doubles (P10).
+ * Called outside a transaction by the job worker. */
+extern void migrate_build_keys(MigrateJob *job);
+
+/* ----------------------------------------------------------------
+ * in control/shmem.c: live counters, rate limits, wake-ups
+ *
+ * One dynamic segment a running job, made by its job worker, whose handle is
+ * in migrate.job.shm_handle; works the same with and without preloading.
+ * ----------------------------------------------------------------
+ */
+#define MIGRATE_MAX_LOADERS 64
+#define MIGRATE_SHM_MAGIC 0x6d696772
+
+typedef struct MigrateWorkerSlot
+{
+	/* all written by the worker itself, under MigrateShared.mutex */
+	int			pid;			/* 0: free */
+	char		role[16];		/* 'job', 'loader' */
+	char		phase[24];		/* 'claim', 'read', 'write', 'throttle', .. */
+	int64		chunk_id;
+	int			source_id;
+	int64		rows;			/* since its start */
+	int64		bytes;
+	int64		chunk_rows;		/* of the current chunk */
+	int64		chunk_bytes;
+	int64		chunks;
+	int64		dead;
+	Size		memory;			/* bytes in TopMemoryContext and below */
+	TimestampTz started;
+	TimestampTz changed;
+	TimestampTz error_since;	/* 0: working; else the first of equal errors */
+	int			errors;			/* in a row */
+	char		sqlstate[6];
+	char		last_error[256];
+} MigrateWorkerSlot;
+
+typedef struct MigrateShared
+{
+	uint32		magic;
+	Oid			database;
+	int			job_id;
+	slock_t		mutex;
+	int			job_worker_pid;
+	ConditionVariable changed;	/* broadcast at every state change */
+
+	/* wishes, written by the job worker, read by loaders at each batch */
+	bool		stop;			/* finish the chunk at hand, then exit */
+	bool		hold;			/* throttle_query says so */
+	int			wanted_loaders;
+
+	/* token buckets; written by any loader under mutex */
+	int64		rows_per_second;
+	int64		bytes_per_second;
+	double		row_tokens;
+	double		byte_tokens;
+	TimestampTz tokens_at;
+	char		throttle[128];	/* reason, value, threshold; empty: none */
+
+	MigrateWorkerSlot slots[MIGRATE_MAX_LOADERS + 1];	/* 0: job worker */
+} MigrateShared;
+
+/* NULL in a process that belongs to no job (then the calls below do nothing) */
+extern MigrateShared *migrate_shared;
+extern int	migrate_my_slot;
+
+extern void migrate_worker_phase(const char *phase);
+extern void migrate_worker_count(int64 rows, int64 bytes, int64 dead);
+
+/* control/throttle.c: account for what was read and wait while it is too
+ * much; interruptible.  Between batches. */
+extern void migrate_throttle(int64 rows, int64 bytes);
+
+/* control/event.c */
+extern void migrate_event(int job_id, const char *level, const char *kind,
+						  const char *fmt,...) pg_attribute_printf(4, 5);
+extern void migrate_set_state(int job_id, const char *state, const char *reason);
+
+/* ----------------------------------------------------------------
+ * in util.c
+ * ----------------------------------------------------------------
+ */
+extern void migrate_spi_exec(const char *sql, int nargs, Oid *types,
+							 Datum *values, const char *nulls, int expected);
+extern char *migrate_spi_text(int row, int col);	/* copy, NULL if null */
+extern int64 migrate_spi_int64(int row, int col, int64 if_null);
+
+/* fault injection for the crash tests: SIGKILL, an ERROR or a wait at a named
+ * point, set by the custom GUC migrate.fault = 'point:kill|error|wait' */
+extern char *migrate_fault_setting;
+extern void migrate_fault(const char *point);
+
+#endif							/* MIGRATE_H */

@@ -1,0 +1,97 @@
+/*-------------------------------------------------------------------------
+ *
+ * util.c
+ *	  SPI in short form, and fault injection for the crash tests.
+ *
+ * Runs in every process; holds no state but the fault's name.  SPI calls here
+ * expect a connected SPI and a transaction.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "migrate.h"
+
+#include <signal.h>
+
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/interrupt.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+
+/* the GUC migrate.fault, defined in migrate.c */
+char	   *migrate_fault_setting = NULL;
+
+/*
+ * Run a statement on the extension's tables.  "expected" is the SPI result
+ * code that it must give; anything else cannot happen.
+ */
+void
+migrate_spi_exec(const char *sql, int nargs, Oid *types, Datum *values,
+				 const char *nulls, int expected)
+{
+	int			rc = SPI_execute_with_args(sql, nargs, types, values, nulls,
+										   false, 0);
+
+	if (rc != expected)
+		elog(ERROR, "statement gave %s, not %s: %s",
+			 SPI_result_code_string(rc), SPI_result_code_string(expected), sql);
+}
+
+/*
+ * A value of the last result as text, in the caller's memory context; NULL if
+ * it is null.  row and col count from 0.
+ */
+char *
+migrate_spi_text(int row, int col)
+{
+	return SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, col + 1);
+}
+
+int64
+migrate_spi_int64(int row, int col, int64 if_null)
+{
+	char	   *s = migrate_spi_text(row, col);
+
+	return s ? pg_strtoint64(s) : if_null;
+}
+
+/*
+ * A named point where the crash tests stop the process: migrate.fault is
+ * "point:kill" (SIGKILL to ourselves), "point:error" or "point:wait" (until
+ * the setting changes).  Costs a comparison when not set.
+ */
+void
+migrate_fault(const char *point)
+{
+	size_t		len;
+
+	if (likely(migrate_fault_setting == NULL || migrate_fault_setting[0] == '\0'))
+		return;
+	len = strlen(point);
+	if (strncmp(migrate_fault_setting, point, len) != 0 ||
+		migrate_fault_setting[len] != ':')
+		return;
+	if (strcmp(migrate_fault_setting + len + 1, "kill") == 0)
+		kill(MyProcPid, SIGKILL);
+	else if (strcmp(migrate_fault_setting + len + 1, "error") == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("fault injected at \"%s\"", point)));
+	while (migrate_fault_setting && strncmp(migrate_fault_setting, point, len) == 0)
+	{
+		CHECK_FOR_INTERRUPTS();
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 100, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+	}
+}
