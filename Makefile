@@ -78,7 +78,7 @@ override with_llvm = no
 include $(PGXS)
 
 migrate--$(EXTVERSION).sql: $(SQL_PARTS) migrate.control
-	{ echo '\echo Use "CREATE EXTENSION migrate CASCADE" to load this file. \quit'; \
+	{ printf '%s\n' '\echo Use "CREATE EXTENSION migrate CASCADE" to load this file. \quit'; \
 	  cat $(SQL_PARTS); } > $@
 
 # Any header, other flags or another server: build all anew.
