@@ -438,7 +438,8 @@ typedef struct MigrateWorkerSlot
 	int64		bytes;
 	int64		chunk_rows;		/* of the current chunk */
 	int64		chunk_bytes;
-	int64		chunks;
+	int64		chunk_dead;
+	int64		chunks;			/* finished, since its start */
 	int64		dead;
 	Size		memory;			/* bytes in TopMemoryContext and below */
 	TimestampTz started;
@@ -448,6 +449,19 @@ typedef struct MigrateWorkerSlot
 	char		sqlstate[6];
 	char		last_error[256];
 } MigrateWorkerSlot;
+
+/*
+ * Errors of a chunk in a row that are not transient, written by loaders under
+ * MigrateShared.mutex; a success of the chunk removes its entry.  Outlives the
+ * loader, so that a chunk that fails in one loader after the other is noticed.
+ */
+typedef struct MigrateTrouble
+{
+	int			count;			/* 0: free */
+	int64		chunk_id;		/* 0: while claiming */
+	char		sqlstate[6];
+	char		message[256];
+} MigrateTrouble;
 
 typedef struct MigrateShared
 {
@@ -470,7 +484,13 @@ typedef struct MigrateShared
 	double		byte_tokens;
 	TimestampTz tokens_at;
 	char		throttle[128];	/* reason, value, threshold; empty: none */
+	char		hold_reason[128];	/* the same of throttle_query */
 
+	/* dead letters that one chunk may have before it is given up; -1: any */
+	int64		chunk_dead_limit;
+	char		budget[512];	/* set by the loader that gave up for it */
+
+	MigrateTrouble trouble[MIGRATE_MAX_LOADERS];
 	MigrateWorkerSlot slots[MIGRATE_MAX_LOADERS + 1];	/* 0: job worker */
 } MigrateShared;
 
