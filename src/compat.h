@@ -15,4 +15,13 @@
 #error "migrate needs PostgreSQL 15 or later on the target"
 #endif
 
+/* 16 (c727f511bd7) folded the per-kind privilege checks into one */
+#if PG_VERSION_NUM >= 160000
+#define migrate_server_aclcheck(server, role) \
+	object_aclcheck(ForeignServerRelationId, server, role, ACL_USAGE)
+#else
+#define migrate_server_aclcheck(server, role) \
+	pg_foreign_server_aclcheck(server, role, ACL_USAGE)
+#endif
+
 #endif							/* MIGRATE_COMPAT_H */
