@@ -399,7 +399,8 @@ append_from_target(StringInfo sql, MigrateMapping *map)
 
 /*
  * Plan a query on the target; "owns" is read under the mapping's search_path.
- * Row security is off: an error instead of missing rows.
+ * Row security is off (only here, since our own tables live by it): an error
+ * instead of missing rows.
  */
 static SPIPlanPtr
 prepare_on_target(MigrateMapping *map, const char *sql)
@@ -409,6 +410,8 @@ prepare_on_target(MigrateMapping *map, const char *sql)
 
 	(void) set_config_option("search_path", map->search_path, PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("row_security", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
 	plan = SPI_prepare(sql, 0, NULL);
 	if (plan == NULL)
 		elog(ERROR, "SPI_prepare failed: %s: %s",
