@@ -416,6 +416,19 @@ extern void migrate_checkpoint(MigrateJob *job, MigrateChunk *chunk,
  * Called outside a transaction by the job worker. */
 extern void migrate_build_keys(MigrateJob *job);
 
+/*
+ * load/as_owner.c: be the job's owner while mapping code runs, in functions
+ * that anybody may call; an error undoes it.
+ */
+typedef struct MigrateAsOwner
+{
+	Oid			caller;
+	int			sec_context;
+} MigrateAsOwner;
+
+extern void migrate_as_owner(Oid owner, MigrateAsOwner *as);
+extern void migrate_as_caller(MigrateAsOwner *as);
+
 /* ----------------------------------------------------------------
  * in control/shmem.c: live counters, rate limits, wake-ups
  *
