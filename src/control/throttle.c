@@ -289,7 +289,7 @@ migrate_throttle_evaluate(MigrateJob *job, MigrateConn **conn, MemoryContext con
 	static TimestampTz last = 0;
 	static bool failed = false;
 	MemoryContext mcxt = CurrentMemoryContext;
-	ErrorData  *edata = NULL;
+	ErrorData  *volatile edata = NULL;
 
 	if (job->throttle_query[0] == '\0')
 	{
