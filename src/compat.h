@@ -16,8 +16,43 @@
 #endif
 
 /*
+ * We build with hidden symbols, and the server must find the magic block and
+ * the functions; from 16 PGDLLEXPORT says so.
+ */
+#if PG_VERSION_NUM < 160000
+#undef PGDLLEXPORT
+#define PGDLLEXPORT __attribute__((visibility("default")))
+#endif
+
+/* 16 (c727f511bd7) folded the per-kind privilege checks into one */
+#if PG_VERSION_NUM >= 160000
+#define migrate_server_aclcheck(server, role) \
+	object_aclcheck(ForeignServerRelationId, server, role, ACL_USAGE)
+#else
+#define migrate_server_aclcheck(server, role) \
+	pg_foreign_server_aclcheck(server, role, ACL_USAGE)
+#endif
+
+/* 16 replaced the aclcheck functions of each catalog (afbfc02983f) */
+#if PG_VERSION_NUM < 160000
+#define migrate_owns_relation(relid, role) pg_class_ownercheck(relid, role)
+#else
+#define migrate_owns_relation(relid, role) \
+	object_ownercheck(RelationRelationId, relid, role)
+#endif
+
+/* 18 dropped the argument execute_once (3eea7a0c97e) */
+#if PG_VERSION_NUM < 180000
+#define migrate_executor_run(desc, direction, count) \
+	ExecutorRun(desc, direction, count, true)
+#else
+#define migrate_executor_run(desc, direction, count) \
+	ExecutorRun(desc, direction, count)
+#endif
+
+/*
  * Workers connect as the job's owner, who may be a role without LOGIN where
- * the server can do that (17, commit e7689190b3).
+ * the server can do that (17).
  */
 #if PG_VERSION_NUM >= 170000
 #define MIGRATE_BGW_CONNECT_FLAGS BGWORKER_BYPASS_ROLELOGINCHECK
@@ -25,18 +60,6 @@
 #else
 #define MIGRATE_BGW_CONNECT_FLAGS 0
 #define MIGRATE_ROLE_CAN_CONNECT "r.rolcanlogin"
-#endif
-
-/*
- * Does the role own the relation?  One function for all kinds of objects from
- * 16 (commit afbfc02983).  Needs utils/acl.h and, from 16, catalog/pg_class.h.
- */
-#if PG_VERSION_NUM >= 160000
-#define object_ownercheck_relation(relid, roleid) \
-	object_ownercheck(RelationRelationId, (relid), (roleid))
-#else
-#define object_ownercheck_relation(relid, roleid) \
-	pg_class_ownercheck((relid), (roleid))
 #endif
 
 #endif							/* MIGRATE_COMPAT_H */

@@ -143,11 +143,15 @@ typedef struct MigrateConn
 /*
  * Connect with the server's options and the user mapping of "owner"; checks
  * postgres_fdw's password rule; application_name migrate/<job>/<role>;
- * session settings of P6.  SQLSTATE 08001 with a hint when unreachable.
+ * session settings of P6.  SQLSTATE 08001 with a hint when unreachable.  It
+ * belongs to the current memory context, whose reset closes it.
  */
 extern MigrateConn *migrate_connect(Oid server, Oid owner, const char *job,
 									const char *role, int connect_timeout_s);
 extern void migrate_disconnect(MigrateConn *conn);
+
+/* False when it broke and has to be made anew. */
+extern bool migrate_connection_usable(MigrateConn *conn);
 
 /* Run one statement; error (with the remote SQLSTATE, remote text in
  * errdetail_internal) unless it gives PGRES_COMMAND_OK or TUPLES_OK.  The
@@ -224,6 +228,7 @@ typedef struct MigrateSourceTxn
 	XLogRecPtr	insert_lsn;		/* read after the snapshot, 0 if unknown */
 	bool		in_recovery;	/* the source is a standby */
 	bool		rewritten;		/* P1: table is not the one that was planned */
+	bool		durable;		/* P4: nothing to wait for */
 } MigrateSourceTxn;
 
 extern void migrate_source_begin(MigrateConn *conn, MigrateSource *src,
@@ -410,6 +415,19 @@ extern void migrate_checkpoint(MigrateJob *job, MigrateChunk *chunk,
 /* load/keys.c: post_step 'primary key': build it, resolving doubles (P10).
  * Called outside a transaction by the job worker. */
 extern void migrate_build_keys(MigrateJob *job);
+
+/*
+ * load/as_owner.c: be the job's owner while mapping code runs, in functions
+ * that anybody may call; an error undoes it.
+ */
+typedef struct MigrateAsOwner
+{
+	Oid			caller;
+	int			sec_context;
+} MigrateAsOwner;
+
+extern void migrate_as_owner(Oid owner, MigrateAsOwner *as);
+extern void migrate_as_caller(MigrateAsOwner *as);
 
 /* ----------------------------------------------------------------
  * in control/shmem.c: live counters, rate limits, wake-ups

@@ -90,7 +90,7 @@ clear_target(Oid target, const char *owns, const char *search_path, int lock_tim
 	set_locally("lock_timeout", psprintf("%d", lock_timeout_ms), PGC_USERSET);
 	set_locally("row_security", "off", PGC_USERSET);
 	set_locally("search_path", search_path, PGC_USERSET);
-	if (object_ownercheck_relation(target, GetUserId()))
+	if (migrate_owns_relation(target, GetUserId()))
 		set_locally("session_replication_role", "replica", PGC_SUSET);
 	if (owns)
 		migrate_spi_exec(psprintf("DELETE FROM %s WHERE (%s\n)", name, owns),
