@@ -2,12 +2,52 @@
 #
 #   make                build with warnings as errors
 #   make install        into the server that PG_CONFIG belongs to
-#   make check          build, then every test, on private throwaway servers
+#   make check          build, then every test, on private throwaway servers;
+#                       make check TESTS="sql/define t/001_harness" for some
 #   make demo           two minutes: a migration between two throwaway servers
+#   make matrix         the tests on other PostgreSQL versions, in chroots
+#   make indent         lay the C sources out as PostgreSQL does
+#   make indent-check   fail when they are not
 
 EXTENSION = migrate
 EXTVERSION = 0.1
 MODULE_big = migrate
+
+ifndef PG_CONFIG
+PG_CONFIG := $(shell test/tools/find_pg_config)
+endif
+TESTS ?=
+
+# These come without PGXS, which has a "check" that only refuses; and the
+# first of them install PostgreSQL where there is none yet.
+SCRIPTED = check demo matrix indent indent-check
+.PHONY: $(SCRIPTED)
+
+ifneq (,$(filter $(SCRIPTED),$(MAKECMDGOALS)))
+
+SOURCES = $(sort $(wildcard src/*.[ch] src/*/*.[ch]))
+
+check:
+	@test/tools/install_deps
+	@test/tools/check $(TESTS)
+
+demo:
+	@test/tools/install_deps
+	@test/demo
+
+matrix:
+	@test/tools/install_deps matrix
+	@test/tools/matrix $(VERSIONS)
+
+indent indent-check:
+	@test/tools/install_deps indent
+	@test/tools/$@ $(SOURCES)
+
+# any other goal beside one of these
+$(filter-out $(SCRIPTED),$(MAKECMDGOALS)):
+	@$(MAKE) --no-print-directory $@
+
+else
 
 SQL_PARTS = $(sort $(wildcard sql/[0-9]*.sql))
 UPGRADES = $(wildcard sql/migrate--*--*.sql)
@@ -15,24 +55,35 @@ DATA = $(UPGRADES)
 DATA_built = migrate--$(EXTVERSION).sql
 
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c src/*/*.c)))
+ALL_HEADERS = $(wildcard src/*.h src/*/*.h)
 
-PG_CPPFLAGS = -I$(srcdir)/src -I$(libpq_srcdir)
+# The server's headers are system headers: warnings are about our code only.
+# (Under PGXS they also come with -I, which then counts for nothing.)
+PG_CPPFLAGS = -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server) \
+	-I$(libpq_srcdir)
+# Callbacks have parameters that they do not need; core mixes signed and
+# unsigned; we declare near use.
 PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare \
-	-Wno-missing-field-initializers -Wno-cast-function-type \
-	-Wno-declaration-after-statement \
-	-fvisibility=hidden
+	-Wno-declaration-after-statement -fvisibility=hidden
 SHLIB_LINK_INTERNAL = $(libpq)
 
-EXTRA_CLEAN = migrate--$(EXTVERSION).sql tmp_check
+EXTRA_CLEAN = migrate--$(EXTVERSION).sql tmp_check .built-with
 
-PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
+ifeq (,$(PGXS))
+$(error no PostgreSQL with its build files found: install the server's development package, or set PG_CONFIG)
+endif
 # no bitcode: it would need the very clang that the server was built with
 override with_llvm = no
 include $(PGXS)
 
-migrate--$(EXTVERSION).sql: $(SQL_PARTS)
-	{ echo '\echo Use "CREATE EXTENSION migrate CASCADE" to load this file. \quit'; \
+migrate--$(EXTVERSION).sql: $(SQL_PARTS) migrate.control
+	{ printf '%s\n' '\echo Use "CREATE EXTENSION migrate CASCADE" to load this file. \quit'; \
 	  cat $(SQL_PARTS); } > $@
 
-$(OBJS): src/migrate.h src/compat.h
+# Any header, other flags or another server: build all anew.
+BUILT_WITH := $(shell $(PG_CONFIG) --version) $(PG_CFLAGS) $(COPT)
+$(shell [ "$$(cat .built-with 2>/dev/null)" = "$(BUILT_WITH)" ] || echo "$(BUILT_WITH)" > .built-with)
+$(OBJS): $(ALL_HEADERS) .built-with
+
+endif
