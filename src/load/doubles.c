@@ -138,8 +138,12 @@ find_groups(Doubles *d)
 		appendStringInfo(&sql, ", %s::text", d->names[k]);
 		appendStringInfo(&keys, "%s%s", k > 0 ? ", " : "", d->names[k]);
 	}
-	appendStringInfo(&sql, " FROM %s WHERE %s GROUP BY %s HAVING count(*) > 1",
-					 refetch_relation(d->map->target), owned(d->map), keys.data);
+	appendStringInfo(&sql, " FROM %s WHERE %s", refetch_relation(d->map->target),
+					 owned(d->map));
+	/* a unique key takes nulls for different */
+	for (int k = 0; k < d->nkeys; k++)
+		appendStringInfo(&sql, " AND %s IS NOT NULL", d->names[k]);
+	appendStringInfo(&sql, " GROUP BY %s HAVING count(*) > 1", keys.data);
 	exec_as_mapped(d->map, sql.data, SPI_OK_SELECT, MAX_GROUPS + 1);
 	if (SPI_processed > MAX_GROUPS)
 		ereport(ERROR,
@@ -249,7 +253,7 @@ look_up_rows(Doubles *d)
 
 		CHECK_FOR_INTERRUPTS();
 		initStringInfo(&sql);
-		appendStringInfo(&sql, "SELECT %s FROM (%s) AS q WHERE true",
+		appendStringInfo(&sql, "SELECT %s FROM (%s\n) AS q WHERE true",
 						 refetch_mapped_row(d->src), query);
 		for (int k = 0; k < d->nkeys; k++)
 			appendStringInfo(&sql, " AND q.%s::%s %s %s::%s", d->names[k],
@@ -273,7 +277,7 @@ scan_rows(Doubles *d)
 	StringInfoData sql;
 
 	initStringInfo(&sql);
-	appendStringInfo(&sql, "SELECT migrate_g.migrate_n, %s FROM (%s) AS q JOIN %s ON true",
+	appendStringInfo(&sql, "SELECT migrate_g.migrate_n, %s FROM (%s\n) AS q JOIN %s ON true",
 					 refetch_mapped_row(d->src),
 					 refetch_mapped_query(d->map, d->src),
 					 groups_as_values(d, d->groups));
@@ -355,7 +359,7 @@ bury(Doubles *d, KeyGroup *g, MigrateBatch *batch, MigrateLoadContext *ctx)
 		appendStringInfo(&values, "%s%s", k > 0 ? ", " : "",
 						 g->key[k] ? g->key[k] : "null");
 	}
-	edata.message = psprintf("duplicate key value violates the primary key of %s",
+	edata.message = psprintf("duplicate key value violates the key of %s",
 							 d->map->target_name);
 	edata.detail = psprintf("Key (%s)=(%s) already exists.", names.data, values.data);
 	edata.hint = pstrdup("Another source row maps to the same key. Correct one of them or the mapping.");
@@ -491,7 +495,7 @@ migrate_has_double(MigrateMapping *map, MigrateSource *src, const char *key)
 		appendStringInfo(&other, "%sNOT coalesce(b.migrate_s%d %s, false)",
 						 i > 0 ? " OR " : "", src->keys[i] + 1, test);
 	}
-	exec_as_mapped(map, psprintf("SELECT FROM (%s) a JOIN (%s) b ON true%s"
+	exec_as_mapped(map, psprintf("SELECT FROM (%s\n) a JOIN (%s\n) b ON true%s"
 								 " WHERE true%s AND (%s) LIMIT 1",
 								 query, query, same.data, me.data, other.data),
 				   SPI_OK_SELECT, 1);

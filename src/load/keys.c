@@ -1,7 +1,8 @@
 /*-------------------------------------------------------------------------
  *
  * keys.c
- *	  Primary keys of the tables that a job made, built after the copy.
+ *	  Primary keys (where the source has none, unique keys) of the tables that
+ *	  a job made, built after the copy.
  *
  * The job worker calls this in state indexing, outside a transaction.  A step
  * is a row of migrate.post_step:
@@ -114,18 +115,21 @@ key_columns(const char *ddl)
 	foreach(lc, stmt->cmds)
 	{
 		AlterTableCmd *cmd = lfirst_node(AlterTableCmd, lc);
+		Constraint *con;
 		ListCell   *lk;
 
-		if (cmd->subtype != AT_AddConstraint ||
-			castNode(Constraint, cmd->def)->contype != CONSTR_PRIMARY)
+		if (cmd->subtype != AT_AddConstraint)
 			continue;
-		foreach(lk, castNode(Constraint, cmd->def)->keys)
+		con = castNode(Constraint, cmd->def);
+		if (con->contype != CONSTR_PRIMARY && con->contype != CONSTR_UNIQUE)
+			continue;
+		foreach(lk, con->keys)
 			columns = lappend(columns, pstrdup(strVal(lfirst(lk))));
 	}
 	return columns;
 }
 
-/* Is the table's primary key the one that the step is to build? */
+/* Is the key that the step is to build there? */
 static bool
 key_exists(KeyStep *step)
 {
@@ -141,7 +145,7 @@ key_exists(KeyStep *step)
 	values[1] = PointerGetDatum(construct_array(names, n, TEXTOID, -1, false,
 												TYPALIGN_INT));
 	migrate_spi_exec("SELECT FROM pg_catalog.pg_constraint c"
-					 " WHERE c.conrelid = $1 AND c.contype = 'p' AND $2 ="
+					 " WHERE c.conrelid = $1 AND c.contype IN ('p', 'u') AND $2 ="
 					 " (SELECT array_agg(a.attname::text ORDER BY k.n)"
 					 "  FROM unnest(c.conkey) WITH ORDINALITY AS k(attnum, n)"
 					 "  JOIN pg_catalog.pg_attribute a"
@@ -219,7 +223,7 @@ fail_step(KeyStep *step)
 					 " finished_at = clock_timestamp() WHERE step_id = $1",
 					 2, types, values, NULL, SPI_OK_UPDATE);
 	migrate_event(step->job->job_id, "error", "index",
-				  "primary key of %s could not be built: %s",
+				  "key of %s could not be built: %s",
 				  step->target_name, step->error);
 }
 
