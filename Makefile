@@ -61,10 +61,10 @@ ALL_HEADERS = $(wildcard src/*.h src/*/*.h)
 # (Under PGXS they also come with -I, which then counts for nothing.)
 PG_CPPFLAGS = -I$(srcdir)/src -isystem $(shell $(PG_CONFIG) --includedir-server) \
 	-I$(libpq_srcdir)
+# Callbacks have parameters that they do not need; core mixes signed and
+# unsigned; we declare near use.
 PG_CFLAGS = -Wall -Wextra -Werror -Wno-unused-parameter -Wno-sign-compare \
-	-Wno-missing-field-initializers -Wno-cast-function-type \
-	-Wno-declaration-after-statement \
-	-fvisibility=hidden
+	-Wno-declaration-after-statement -fvisibility=hidden
 SHLIB_LINK_INTERNAL = $(libpq)
 
 EXTRA_CLEAN = migrate--$(EXTVERSION).sql tmp_check .built-with

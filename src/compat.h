@@ -15,4 +15,48 @@
 #error "migrate needs PostgreSQL 15 or later on the target"
 #endif
 
+/* 16 marks what a module exports; we hide everything else, so 15 must too */
+#if PG_VERSION_NUM < 160000
+#undef PGDLLEXPORT
+#define PGDLLEXPORT __attribute__((visibility("default")))
+#endif
+
+/* 16 folded the privilege checks of each kind of object into one */
+#if PG_VERSION_NUM >= 160000
+#define migrate_server_aclcheck(server, role) \
+	object_aclcheck(ForeignServerRelationId, server, role, ACL_USAGE)
+#else
+#define migrate_server_aclcheck(server, role) \
+	pg_foreign_server_aclcheck(server, role, ACL_USAGE)
+#endif
+
+/* 16 replaced the aclcheck functions of each catalog (afbfc02983f) */
+#if PG_VERSION_NUM < 160000
+#define migrate_owns_relation(relid, role) pg_class_ownercheck(relid, role)
+#else
+#define migrate_owns_relation(relid, role) \
+	object_ownercheck(RelationRelationId, relid, role)
+#endif
+
+/* 18 dropped the argument execute_once (3eea7a0c97e) */
+#if PG_VERSION_NUM < 180000
+#define migrate_executor_run(desc, direction, count) \
+	ExecutorRun(desc, direction, count, true)
+#else
+#define migrate_executor_run(desc, direction, count) \
+	ExecutorRun(desc, direction, count)
+#endif
+
+/*
+ * Workers connect as the job's owner, who may be a role without LOGIN where
+ * the server can do that (17).
+ */
+#if PG_VERSION_NUM >= 170000
+#define MIGRATE_BGW_CONNECT_FLAGS BGWORKER_BYPASS_ROLELOGINCHECK
+#define MIGRATE_ROLE_CAN_CONNECT "true"
+#else
+#define MIGRATE_BGW_CONNECT_FLAGS 0
+#define MIGRATE_ROLE_CAN_CONNECT "r.rolcanlogin"
+#endif
+
 #endif							/* MIGRATE_COMPAT_H */

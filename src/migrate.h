@@ -143,11 +143,15 @@ typedef struct MigrateConn
 /*
  * Connect with the server's options and the user mapping of "owner"; checks
  * postgres_fdw's password rule; application_name migrate/<job>/<role>;
- * session settings of P6.  SQLSTATE 08001 with a hint when unreachable.
+ * session settings of P6.  SQLSTATE 08001 with a hint when unreachable.  It
+ * belongs to the current memory context, whose reset closes it.
  */
 extern MigrateConn *migrate_connect(Oid server, Oid owner, const char *job,
 									const char *role, int connect_timeout_s);
 extern void migrate_disconnect(MigrateConn *conn);
+
+/* False when it broke and has to be made anew. */
+extern bool migrate_connection_usable(MigrateConn *conn);
 
 /* Run one statement; error (with the remote SQLSTATE, remote text in
  * errdetail_internal) unless it gives PGRES_COMMAND_OK or TUPLES_OK.  The
@@ -224,6 +228,7 @@ typedef struct MigrateSourceTxn
 	XLogRecPtr	insert_lsn;		/* read after the snapshot, 0 if unknown */
 	bool		in_recovery;	/* the source is a standby */
 	bool		rewritten;		/* P1: table is not the one that was planned */
+	bool		durable;		/* P4: nothing to wait for */
 } MigrateSourceTxn;
 
 extern void migrate_source_begin(MigrateConn *conn, MigrateSource *src,
@@ -411,6 +416,19 @@ extern void migrate_checkpoint(MigrateJob *job, MigrateChunk *chunk,
  * Called outside a transaction by the job worker. */
 extern void migrate_build_keys(MigrateJob *job);
 
+/*
+ * load/as_owner.c: be the job's owner while mapping code runs, in functions
+ * that anybody may call; an error undoes it.
+ */
+typedef struct MigrateAsOwner
+{
+	Oid			caller;
+	int			sec_context;
+} MigrateAsOwner;
+
+extern void migrate_as_owner(Oid owner, MigrateAsOwner *as);
+extern void migrate_as_caller(MigrateAsOwner *as);
+
 /* ----------------------------------------------------------------
  * in control/shmem.c: live counters, rate limits, wake-ups
  *
@@ -433,7 +451,8 @@ typedef struct MigrateWorkerSlot
 	int64		bytes;
 	int64		chunk_rows;		/* of the current chunk */
 	int64		chunk_bytes;
-	int64		chunks;
+	int64		chunk_dead;
+	int64		chunks;			/* finished, since its start */
 	int64		dead;
 	Size		memory;			/* bytes in TopMemoryContext and below */
 	TimestampTz started;
@@ -443,6 +462,19 @@ typedef struct MigrateWorkerSlot
 	char		sqlstate[6];
 	char		last_error[256];
 } MigrateWorkerSlot;
+
+/*
+ * Errors of a chunk in a row that are not transient, written by loaders under
+ * MigrateShared.mutex; a success of the chunk removes its entry.  Outlives the
+ * loader, so that a chunk that fails in one loader after the other is noticed.
+ */
+typedef struct MigrateTrouble
+{
+	int			count;			/* 0: free */
+	int64		chunk_id;		/* 0: while claiming */
+	char		sqlstate[6];
+	char		message[256];
+} MigrateTrouble;
 
 typedef struct MigrateShared
 {
@@ -465,7 +497,13 @@ typedef struct MigrateShared
 	double		byte_tokens;
 	TimestampTz tokens_at;
 	char		throttle[128];	/* reason, value, threshold; empty: none */
+	char		hold_reason[128];	/* the same of throttle_query */
 
+	/* dead letters that one chunk may have before it is given up; -1: any */
+	int64		chunk_dead_limit;
+	char		budget[512];	/* set by the loader that gave up for it */
+
+	MigrateTrouble trouble[MIGRATE_MAX_LOADERS];
 	MigrateWorkerSlot slots[MIGRATE_MAX_LOADERS + 1];	/* 0: job worker */
 } MigrateShared;
 

@@ -29,4 +29,14 @@ is(kill9_backend($target, "checkpointer"), $old, "a process killed by name");
 ok(wait_for($target, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'checkpointer' AND pid <> $old"),
 	"the server restarts its processes");
 
+SKIP:
+{
+	skip 'no PostgreSQL 13 (make matrix VERSIONS=13)', 2 unless $ENV{MIGRATE_SOURCE13};
+	my $old = new_source('old', install => $ENV{MIGRATE_SOURCE13});
+	like($old->safe_psql('postgres', 'SHOW server_version'), qr/^13\b/, 'a source of version 13');
+	connect_source($target, $old, server => 'old');
+	$target->safe_psql('postgres', 'CREATE FOREIGN TABLE roles (oid oid) SERVER old OPTIONS (schema_name $$pg_catalog$$, table_name $$pg_roles$$)');
+	is($target->safe_psql('postgres', 'SELECT count(*) > 0 FROM roles'), 't', 'and it can be read');
+}
+
 done_testing();

@@ -40,10 +40,17 @@ throwaway_run() {
 # installation of the server and install into it; sets PG_CONFIG and $bin
 throwaway_install() {
 	local log=$work/build.log
-	if ! make -j"$(nproc)" PG_CONFIG="$PG_CONFIG" all >"$log" 2>&1 ||
+	if ! make -s -j"$(nproc)" PG_CONFIG="$PG_CONFIG" all >"$log" 2>&1 ||
 		! PG_CONFIG=$("$here/private_install" "$work/pg" "$PG_CONFIG") ||
 		! make PG_CONFIG="$PG_CONFIG" install >"$log" 2>&1; then
-		cat "$log"
+		# an error in a header brings thousands more: the first ones tell
+		if [ "$(wc -l <"$log")" -gt 120 ]; then
+			grep -nE -A4 -m 15 'error|Error|warning' "$log" | cut -c1-300 | head -n 80
+			echo "..."
+			tail -n 5 "$log"
+		else
+			cut -c1-2000 "$log"
+		fi
 		return 1
 	fi
 	export PG_CONFIG

@@ -1,0 +1,96 @@
+/*-------------------------------------------------------------------------
+ *
+ * extract.h
+ *	  What the files of extract/ share with each other, and nobody else.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef MIGRATE_EXTRACT_H
+#define MIGRATE_EXTRACT_H
+
+#include "migrate.h"
+
+#include "libpq-fe.h"
+
+/* ----------------------------------------------------------------
+ * in remote.c: libpq without blocking
+ * ----------------------------------------------------------------
+ */
+
+/* What connection.c makes; MigrateConn is its public face. */
+typedef struct RemoteConn
+{
+	MigrateConn pub;
+	char	   *server_name;	/* for messages: no catalog access there */
+	MemoryContext mcxt;			/* holds this struct; deleting it closes */
+	bool		owns_fd;		/* one of fd.c's external descriptors is ours */
+	MemoryContextCallback closer;
+} RemoteConn;
+
+extern const char *migrate_conn_name(MigrateConn *conn);
+extern int	migrate_result_event(int event, void *info, void *arg);
+extern void migrate_remote_start(MigrateConn *conn, const char *sql,
+								 bool single_statement);
+extern PGresult *migrate_remote_next_result(MigrateConn *conn);
+extern int	migrate_remote_copy_data(MigrateConn *conn, char **buffer);
+extern PGresult *migrate_exec_extended(MigrateConn *conn, const char *sql);
+extern PGresult *migrate_exec_try(MigrateConn *conn, const char *sql);
+extern bool migrate_result_ok(PGresult *res);
+extern bool migrate_result_is(PGresult *res, int sqlerrcode);
+extern void migrate_remote_settle(MigrateConn *conn);
+extern char *migrate_result_value(PGresult *res, int row, int col);
+extern void migrate_report_conn_error(MigrateConn *conn, const char *sql)
+			pg_attribute_noreturn();
+
+/* ----------------------------------------------------------------
+ * in range.c: a range as SQL, and where to cut it
+ * ----------------------------------------------------------------
+ */
+extern char *migrate_range_select(MigrateSource *src, MigrateRange *range);
+extern void migrate_append_columns(StringInfo buf, MigrateSource *src);
+extern void migrate_append_from(StringInfo buf, MigrateSource *src,
+								MigrateRange *range);
+extern void migrate_append_where(StringInfo buf, MigrateSource *src,
+								 MigrateRange *range);
+extern void migrate_append_order(StringInfo buf, MigrateSource *src);
+extern char **migrate_range_cut(MigrateConn *conn, MigrateSource *src,
+								MigrateRange *range, int64 offset);
+extern int64 migrate_range_count(MigrateConn *conn, MigrateSource *src,
+								 MigrateRange *range);
+extern bool migrate_range_pushed_down(MigrateSource *src);
+extern void migrate_append_not_null(StringInfo buf, MigrateSource *src);
+extern char **migrate_key_copy(char **key, int nkeys);
+extern char **migrate_key_from_array(Datum value, bool isnull);
+extern Datum migrate_key_to_array(char **key, int nkeys);
+extern int	migrate_portable_output(void);
+
+/* ----------------------------------------------------------------
+ * in reader_copy.c and reader_fdw.c: the two kinds of reader
+ * ----------------------------------------------------------------
+ */
+struct MigrateReader
+{
+	MigrateConn *conn;
+	MigrateSource *src;
+	MigrateRange *range;		/* NULL: everything */
+	MemoryContext mcxt;			/* of the transaction; holds the reader */
+	MemoryContext row_mcxt;		/* reset before each row */
+	int			fetch_size;
+	bool		done;
+	struct CopyReader *copy;	/* one of these two */
+	struct FdwReader *fdw;
+};
+
+extern void migrate_copy_reader_open(MigrateReader *reader);
+extern bool migrate_copy_reader_next(MigrateReader *reader, Datum *values,
+									 bool *nulls, int64 *bytes);
+extern void migrate_copy_reader_close(MigrateReader *reader, bool failed);
+
+extern void migrate_fdw_reader_open(MigrateReader *reader);
+extern bool migrate_fdw_reader_next(MigrateReader *reader, Datum *values,
+									bool *nulls, int64 *bytes);
+extern void migrate_fdw_reader_close(MigrateReader *reader, bool failed);
+
+#endif							/* MIGRATE_EXTRACT_H */

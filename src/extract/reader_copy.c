@@ -1,0 +1,339 @@
+/*-------------------------------------------------------------------------
+ *
+ * reader_copy.c
+ *	  The fast transport: COPY (SELECT ...) TO STDOUT on the source, parsed by
+ *	  core's COPY FROM with the foreign table as the description of the row.
+ *
+ * A value is converted exactly once, by the input or receive function of the
+ * declared type (P7).  Binary only where the plan found every type built in
+ * and the same on both sides; a receive function converts from this session's
+ * client encoding, so that binary also needs that to be the database's.
+ *
+ * Runs inside the transaction that migrate_source_begin() opened.  A savepoint
+ * protects it, released in the same round trip:
+ *
+ *	  SAVEPOINT - COPY ... TO STDOUT - RELEASE
+ *
+ * so that after a failed read the snapshot is still there for reading the same
+ * range in halves.  Core's callback has no argument: a static tells which
+ * reader is being served, set before each call into core.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "extract/extract.h"
+
+#include "access/table.h"
+#include "commands/copy.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "nodes/value.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+
+#define READ_SAVEPOINT "migrate_read"
+
+typedef struct CopyReader
+{
+	MigrateConn *conn;
+	Relation	rel;			/* the foreign table */
+	CopyFromState cstate;
+	Datum	   *values;			/* by attribute number of rel */
+	bool	   *nulls;
+	bool		reorder;		/* rel has columns that the row has not */
+	bool		savepoint;
+	bool		at_end;			/* the source has sent everything */
+	char	   *sql;
+
+	/* the message of libpq that is being handed over */
+	char	   *message;
+	int			length;
+	int			used;
+	int64		bytes;			/* received since the last row */
+} CopyReader;
+
+/* whose turn it is in read_copy_data() */
+static CopyReader *serving = NULL;
+
+/* ----------------------------------------------------------------
+ * from the socket to core's parser
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * A statement failed: take what else the source says, so that the connection
+ * is idle and need not be cancelled, and throw the error.
+ */
+static void
+fail_copy(CopyReader *copy, PGresult *res)
+{
+	PGresult   *rest;
+
+	copy->conn->in_copy = false;
+	while (PQstatus(copy->conn->pg) == CONNECTION_OK &&
+		   (rest = migrate_remote_next_result(copy->conn)) != NULL)
+		PQclear(rest);
+	migrate_report_remote_error(res, copy->conn, copy->sql);
+}
+
+/* The data is over: by success, or by an error, which is thrown. */
+static void
+finish_copy(CopyReader *copy)
+{
+	PGresult   *res;
+
+	copy->at_end = true;
+	while ((res = migrate_remote_next_result(copy->conn)) != NULL)
+	{
+		if (!migrate_result_ok(res))
+			fail_copy(copy, res);
+		PQclear(res);
+	}
+	if (PQstatus(copy->conn->pg) != CONNECTION_OK)
+		migrate_report_conn_error(copy->conn, copy->sql);
+	copy->conn->in_copy = false;
+}
+
+/* Get the next message; false at the end. */
+static bool
+next_message(CopyReader *copy)
+{
+	if (copy->message)
+		PQfreemem(copy->message);
+	copy->message = NULL;
+	copy->used = copy->length = 0;
+	if (copy->at_end)
+		return false;
+	copy->length = migrate_remote_copy_data(copy->conn, &copy->message);
+	if (copy->length < 0)
+	{
+		copy->length = 0;
+		copy->message = NULL;
+		finish_copy(copy);
+		return false;
+	}
+	copy->bytes += copy->length;
+	return true;
+}
+
+/*
+ * Core's data source: at least minread bytes unless the data ends, at most
+ * maxread.  Takes one message (a row) at a time once the minimum is there, so
+ * that a row is not held up for those after it.
+ */
+static int
+read_copy_data(void *outbuf, int minread, int maxread)
+{
+	CopyReader *copy = serving;
+	int			got = 0;
+
+	while (got < maxread)
+	{
+		int			part = Min(copy->length - copy->used, maxread - got);
+
+		if (part > 0)
+		{
+			memcpy((char *) outbuf + got, copy->message + copy->used, part);
+			copy->used += part;
+			got += part;
+		}
+		else if (got >= minread && got > 0)
+			break;
+		else if (!next_message(copy))
+			break;
+	}
+	return got;
+}
+
+/* ----------------------------------------------------------------
+ * open, next, close
+ * ----------------------------------------------------------------
+ */
+
+/* The foreign table, held by the transaction: see reader.c. */
+static Relation
+open_row_description(Oid relid)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	Relation	rel;
+
+	CurrentResourceOwner = TopTransactionResourceOwner;
+	PG_TRY();
+	{
+		rel = table_open(relid, AccessShareLock);
+	}
+	PG_FINALLY();
+	{
+		CurrentResourceOwner = owner;
+	}
+	PG_END_TRY();
+	return rel;
+}
+
+static void
+close_row_description(Relation rel)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = TopTransactionResourceOwner;
+	table_close(rel, NoLock);
+	CurrentResourceOwner = owner;
+}
+
+/* Send the COPY and wait until its data begins. */
+static void
+start_remote_copy(CopyReader *copy, MigrateReader *reader, bool binary)
+{
+	MigrateConn *conn = copy->conn;
+	char	   *select = migrate_range_select(reader->src, reader->range);
+	PGresult   *res;
+
+	copy->sql = psprintf("COPY (%s) TO STDOUT%s", select,
+						 binary ? " (FORMAT binary)" : "");
+	copy->savepoint = PQtransactionStatus(conn->pg) == PQTRANS_INTRANS;
+	if (copy->savepoint)
+		migrate_remote_start(conn,
+							 psprintf("SAVEPOINT " READ_SAVEPOINT "; %s; "
+									  "RELEASE SAVEPOINT " READ_SAVEPOINT, copy->sql),
+							 false);
+	else
+		migrate_remote_start(conn, copy->sql, false);
+	for (;;)
+	{
+		res = migrate_remote_next_result(conn);
+		if (res == NULL)
+			migrate_report_conn_error(conn, copy->sql);
+		if (PQresultStatus(res) == PGRES_COPY_OUT)
+			break;
+		if (!migrate_result_ok(res))
+			fail_copy(copy, res);
+		PQclear(res);
+	}
+	PQclear(res);
+	conn->in_copy = true;
+}
+
+/* Core's parser over the foreign table, with our columns in our order. */
+static void
+start_parser(CopyReader *copy, MigrateSource *src, bool binary)
+{
+	List	   *columns = NIL;
+	List	   *options = NIL;
+
+	for (int i = 0; i < src->ncolumns; i++)
+		columns = lappend(columns, makeString(src->columns[i].name));
+	if (binary)
+		options = lappend(options,
+						  makeDefElem("format", (Node *) makeString("binary"), -1));
+	options = lappend(options,
+					  makeDefElem("encoding",
+								  (Node *) makeString(pstrdup(GetDatabaseEncodingName())),
+								  -1));
+	serving = copy;
+	copy->cstate = BeginCopyFrom(NULL, copy->rel, NULL, NULL, false,
+								 read_copy_data, columns, options);
+}
+
+void
+migrate_copy_reader_open(MigrateReader *reader)
+{
+	MigrateSource *src = reader->src;
+	CopyReader *copy;
+	int			natts;
+	bool		binary = src->binary &&
+		pg_get_client_encoding() == GetDatabaseEncoding();
+
+	if (reader->conn == NULL)
+		elog(ERROR, "no connection to read source \"%s\"", src->label);
+	if (reader->conn->in_copy)
+		elog(ERROR, "the connection to the source is in use by another reader");
+
+	copy = reader->copy = palloc0(sizeof(CopyReader));
+	copy->conn = reader->conn;
+	copy->rel = open_row_description(src->foreign_table);
+	natts = RelationGetNumberOfAttributes(copy->rel);
+	copy->values = palloc0(Max(natts, 1) * sizeof(Datum));
+	copy->nulls = palloc0(Max(natts, 1) * sizeof(bool));
+	copy->reorder = natts != src->ncolumns;
+	start_remote_copy(copy, reader, binary);
+	start_parser(copy, src, binary);
+}
+
+bool
+migrate_copy_reader_next(MigrateReader *reader, Datum *values, bool *nulls,
+						 int64 *bytes)
+{
+	CopyReader *copy = reader->copy;
+	MigrateSource *src = reader->src;
+	ErrorContextCallback context;
+	bool		found;
+
+	/* errors name line, column and value as COPY's do */
+	context.callback = CopyFromErrorCallback;
+	context.arg = copy->cstate;
+	context.previous = error_context_stack;
+	error_context_stack = &context;
+	serving = copy;
+	if (copy->reorder)
+		found = NextCopyFrom(copy->cstate, NULL, copy->values, copy->nulls);
+	else
+		found = NextCopyFrom(copy->cstate, NULL, values, nulls);
+	error_context_stack = context.previous;
+
+	if (!found)
+	{
+		/* the parser may have seen the end before the source said so */
+		while (next_message(copy))
+			;
+		return false;
+	}
+	for (int i = 0; copy->reorder && i < src->ncolumns; i++)
+	{
+		values[i] = copy->values[src->columns[i].attnum - 1];
+		nulls[i] = copy->nulls[src->columns[i].attnum - 1];
+	}
+	*bytes = copy->bytes;
+	copy->bytes = 0;
+	return true;
+}
+
+/* After a failure: end the COPY and go back to the savepoint. */
+static void
+abandon_remote_copy(CopyReader *copy)
+{
+	MigrateConn *conn = copy->conn;
+
+	migrate_remote_settle(conn);
+	if (!copy->savepoint || PQstatus(conn->pg) != CONNECTION_OK)
+		return;
+
+	/*
+	 * Still inside the savepoint, or not in it yet or any more: it is gone if
+	 * the cancel came too late, and then nothing has to be undone.
+	 */
+	if (PQtransactionStatus(conn->pg) == PQTRANS_INERROR)
+		PQclear(migrate_exec_try(conn, "ROLLBACK TO SAVEPOINT " READ_SAVEPOINT
+								 "; RELEASE SAVEPOINT " READ_SAVEPOINT));
+}
+
+void
+migrate_copy_reader_close(MigrateReader *reader, bool failed)
+{
+	CopyReader *copy = reader->copy;
+
+	reader->copy = NULL;
+	if (copy->message)
+		PQfreemem(copy->message);
+	copy->message = NULL;
+	if (serving == copy)
+		serving = NULL;
+	if (copy->cstate)
+		EndCopyFrom(copy->cstate);
+	if (copy->rel)
+		close_row_description(copy->rel);
+	if (failed)
+		abandon_remote_copy(copy);
+}

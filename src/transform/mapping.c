@@ -1,0 +1,454 @@
+/*-------------------------------------------------------------------------
+ *
+ * mapping.c
+ *	  A mapping from source rows to target rows: loaded from the catalog,
+ *	  compiled once a chunk, run over batches.
+ *
+ * Runs in loaders, in the sessions that replay and that define mappings.  The
+ * stored query reads a relation "source"; compiling puts the ephemeral
+ * relation migrate_batch in its place and appends the key map's values and
+ * the row's ordinal:
+ *
+ *	  SELECT e1 AS c1, ..., k1, ..., migrate_batch.migrate_ord
+ *	  FROM migrate_batch (migrate_1, ..., migrate_ord)
+ *	  CROSS JOIN LATERAL (SELECT migrate_batch.migrate_1 AS "id", ...) AS source
+ *
+ * The batch's columns are renamed so that names in the DBA's expressions find
+ * those of "source" only.  Where a function takes the whole row, "source" is an
+ * anonymous record, which the parser turns into the foreign table's row type.
+ *
+ * Takes the locks of the mapping's own reading, until the transaction ends.
+ * Writes nothing.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "migrate.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/execdesc.h"
+#include "executor/executor.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "parser/analyze.h"
+#include "parser/parse_coerce.h"
+#include "parser/parse_collate.h"
+#include "parser/parse_node.h"
+#include "parser/parser.h"
+#include "rewrite/rewriteHandler.h"
+#include "tcop/dest.h"
+#include "tcop/tcopprot.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/queryenvironment.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+
+PG_FUNCTION_INFO_V1(migrate_mapping_check);
+extern PGDLLEXPORT Datum migrate_mapping_check(PG_FUNCTION_ARGS);
+
+/* Put by the definition of a mapping into its query, once each. */
+#define SELECT_MARK "SELECT /*migrate*/"
+#define FROM_MARK "FROM /*migrate*/ source"
+
+/* rows that a plan is made for: neither one nor a million */
+#define PLANNED_ROWS 1000
+
+/*
+ * All of a mapping.  What the DBA can change without redefining it, the
+ * function's code, is part of the version.
+ */
+#define MAPPING_QUERY \
+	"SELECT m.mapping_id, m.job_id, m.source_id, m.target_oid, m.target, " \
+	" left(m.kind, 1), m.many, m.filter IS NOT NULL OR m.kind = 'function', " \
+	" m.search_path, m.query, m.owns, " \
+	" left(md5(concat_ws(' ', m.query, m.search_path, m.key, p.prosrc, p.xmin)), 16), " \
+	" m.target_columns, " \
+	" ARRAY(SELECT k.key FROM jsonb_each_text(m.key) k ORDER BY k.key), " \
+	" ARRAY(SELECT k.value FROM jsonb_each_text(m.key) k ORDER BY k.key) " \
+	"FROM migrate.mapping m LEFT JOIN pg_catalog.pg_proc p ON p.oid = m.mapping "
+
+/* A text[] of the last SPI result as C strings. */
+static int
+spi_strings(int row, int col, char ***strings)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row],
+									  SPI_tuptable->tupdesc, col + 1, &isnull);
+	Datum	   *elems;
+	int			n;
+
+	deconstruct_array(DatumGetArrayTypeP(value), TEXTOID, -1, false,
+					  TYPALIGN_INT, &elems, NULL, &n);
+	*strings = palloc0(Max(n, 1) * sizeof(char *));
+	for (int i = 0; i < n; i++)
+		(*strings)[i] = TextDatumGetCString(elems[i]);
+	return n;
+}
+
+/* Attribute numbers of the target columns, which must all be there. */
+static void
+resolve_columns(MigrateMapping *map)
+{
+	if (!SearchSysCacheExists1(RELOID, ObjectIdGetDatum(map->target)))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("target table %s does not exist any more",
+						map->target_name)));
+	map->attnums = palloc0(Max(map->ncolumns, 1) * sizeof(AttrNumber));
+	for (int i = 0; i < map->ncolumns; i++)
+	{
+		map->attnums[i] = get_attnum(map->target, map->columns[i]);
+		if (map->attnums[i] == InvalidAttrNumber)
+			ereport(ERROR,
+					(errcode(ERRCODE_UNDEFINED_COLUMN),
+					 errmsg("column \"%s\" of target table %s does not exist any more",
+							map->columns[i], map->target_name),
+					 errhint("Remove the table from the job and add it again.")));
+	}
+}
+
+/* One row of MAPPING_QUERY. */
+static MigrateMapping *
+mapping_from_spi(int row)
+{
+	MigrateMapping *map = palloc0(sizeof(MigrateMapping));
+	int			nvalues PG_USED_FOR_ASSERTS_ONLY;
+
+	map->mapping_id = migrate_spi_int64(row, 0, 0);
+	map->job_id = migrate_spi_int64(row, 1, 0);
+	map->source_id = migrate_spi_int64(row, 2, 0);
+	map->target = migrate_spi_int64(row, 3, 0);
+	map->target_name = migrate_spi_text(row, 4);
+	map->kind = migrate_spi_text(row, 5)[0];
+	map->many = migrate_spi_text(row, 6)[0] == 't';
+	map->filtered = migrate_spi_text(row, 7)[0] == 't';
+	map->search_path = migrate_spi_text(row, 8);
+	map->query = migrate_spi_text(row, 9);
+	map->owns = migrate_spi_text(row, 10);
+	map->version = migrate_spi_text(row, 11);
+	map->ncolumns = spi_strings(row, 12, &map->columns);
+	map->nkeys = spi_strings(row, 13, &map->key_columns);
+	nvalues = spi_strings(row, 14, &map->key_exprs);
+	Assert(map->nkeys == nvalues);
+	return map;
+}
+
+/* Mappings that a condition on $1 selects, in the current memory context. */
+static List *
+load_mappings(const char *condition, int id)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(id)};
+	char	   *sql = psprintf(MAPPING_QUERY "WHERE %s = $1 ORDER BY m.mapping_id",
+							   condition);
+	List	   *mappings = NIL;
+
+	SPI_connect();
+	migrate_spi_exec(sql, 1, types, values, NULL, SPI_OK_SELECT);
+	for (uint64 row = 0; row < SPI_processed; row++)
+	{
+		MemoryContext oldcxt = MemoryContextSwitchTo(mcxt);
+
+		mappings = lappend(mappings, mapping_from_spi(row));
+		MemoryContextSwitchTo(oldcxt);
+	}
+	SPI_finish();
+	for (int i = 0; i < list_length(mappings); i++)
+		resolve_columns(list_nth(mappings, i));
+	return mappings;
+}
+
+MigrateMapping *
+migrate_mapping_load(int mapping_id)
+{
+	List	   *mappings = load_mappings("m.mapping_id", mapping_id);
+
+	if (mappings == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("mapping %d does not exist", mapping_id)));
+	return linitial(mappings);
+}
+
+List *
+migrate_mappings_of_source(int source_id)
+{
+	return load_mappings("m.source_id", source_id);
+}
+
+/* What the compiled query reads in the place of "source". */
+static char *
+batch_from_clause(MigrateSource *src)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "FROM " MIGRATE_BATCH_NAME " AS "
+						   MIGRATE_BATCH_NAME " (");
+	for (int i = 1; i <= src->ncolumns; i++)
+		appendStringInfo(&buf, "migrate_%d, ", i);
+	appendStringInfoString(&buf, MIGRATE_ORDINAL
+						   ") CROSS JOIN LATERAL (SELECT ");
+	for (int i = 1; i <= src->ncolumns; i++)
+		appendStringInfo(&buf, "%s" MIGRATE_BATCH_NAME ".migrate_%d AS %s",
+						 i > 1 ? ", " : "", i,
+						 quote_identifier(src->columns[i - 1].name));
+	appendStringInfoString(&buf, ") AS source");
+	return buf.data;
+}
+
+/* The query that is run, made from the stored one. */
+static char *
+executed_text(MigrateMapping *map, MigrateSource *src)
+{
+	char	   *from = strstr(map->query, FROM_MARK);
+	char	   *start = strstr(map->query, SELECT_MARK);
+	StringInfoData buf;
+	char	   *sep = map->ncolumns > 0 ? ", " : " ";
+
+	if (from == NULL || start != map->query)
+		elog(ERROR, "query of mapping %d has no marks", map->mapping_id);
+
+	initStringInfo(&buf);
+	appendBinaryStringInfo(&buf, map->query, from - map->query);
+	for (int k = 0; k < map->nkeys; k++)
+	{
+		appendStringInfo(&buf, "%s(%s) AS migrate_key_%d", sep,
+						 map->key_exprs[k], k + 1);
+		sep = ", ";
+	}
+	appendStringInfo(&buf, "%s" MIGRATE_BATCH_NAME "." MIGRATE_ORDINAL " AS "
+					 MIGRATE_ORDINAL " ", sep);
+	appendStringInfoString(&buf, batch_from_clause(src));
+	appendStringInfoString(&buf, from + strlen(FROM_MARK));
+	return buf.data;
+}
+
+/* An environment in which migrate_batch is known; reldata NULL for planning. */
+static QueryEnvironment *
+batch_environment(TupleDesc desc, Tuplestorestate *store, double nrows)
+{
+	QueryEnvironment *env = create_queryEnv();
+	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
+
+	enr->md.name = MIGRATE_BATCH_NAME;
+	enr->md.reliddesc = InvalidOid;
+	enr->md.tupdesc = desc;
+	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
+	enr->md.enrtuples = nrows;
+	enr->reldata = store;
+	register_ENR(env, enr);
+	return env;
+}
+
+/* Coerce one output column to a target column, as INSERT would. */
+static void
+coerce_column(ParseState *pstate, TargetEntry *tle, MigrateMapping *map,
+			  const char *column, AttrNumber attnum)
+{
+	Oid			type = exprType((Node *) tle->expr);
+	Oid			target_type;
+	int32		target_typmod;
+	Oid			target_collation;
+	Node	   *expr;
+
+	get_atttypetypmodcoll(map->target, attnum, &target_type, &target_typmod,
+						  &target_collation);
+	expr = coerce_to_target_type(pstate, (Node *) tle->expr, type,
+								 target_type, target_typmod,
+								 COERCION_ASSIGNMENT, COERCE_IMPLICIT_CAST, -1);
+	if (expr == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of target table %s is of type %s but expression is of type %s",
+						column, map->target_name,
+						format_type_be(target_type), format_type_be(type)),
+				 errhint("You will need to rewrite or cast the expression.")));
+	assign_expr_collations(pstate, expr);
+	tle->expr = (Expr *) expr;
+}
+
+/* Parse the executed text, with the target's column types. */
+static Query *
+parse_mapping(MigrateMapping *map, const char *text, QueryEnvironment *env)
+{
+	List	   *raw = raw_parser(text, RAW_PARSE_DEFAULT);
+	ParseState *pstate = make_parsestate(NULL);
+	Query	   *query;
+	ListCell   *lc;
+	int			n = 0;
+
+	if (list_length(raw) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("the mapping to %s is not one query", map->target_name)));
+	pstate->p_sourcetext = text;
+	pstate->p_queryEnv = env;
+	/* literals take the type of their column, as in INSERT */
+	pstate->p_resolve_unknowns = false;
+	query = transformTopLevelStmt(pstate, linitial_node(RawStmt, raw));
+	if (query->commandType != CMD_SELECT || query->utilityStmt != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_SYNTAX_ERROR),
+				 errmsg("the mapping to %s is not a query", map->target_name)));
+
+	foreach(lc, query->targetList)
+	{
+		TargetEntry *tle = lfirst_node(TargetEntry, lc);
+
+		if (tle->resjunk)
+			continue;
+		if (n < map->ncolumns)
+		{
+			coerce_column(pstate, tle, map, map->columns[n], map->attnums[n]);
+			tle->resname = map->columns[n];
+		}
+		else if (n < map->ncolumns + map->nkeys)
+		{
+			const char *key = map->key_columns[n - map->ncolumns];
+			AttrNumber	attnum = get_attnum(map->target, key);
+
+			if (attnum == InvalidAttrNumber)
+				ereport(ERROR,
+						(errcode(ERRCODE_UNDEFINED_COLUMN),
+						 errmsg("key column \"%s\" of target table %s does not exist",
+								key, map->target_name)));
+			coerce_column(pstate, tle, map, key, attnum);
+		}
+		n++;
+	}
+	if (n != map->ncolumns + map->nkeys + 1)
+		elog(ERROR, "query of mapping %d gives %d columns, not %d",
+			 map->mapping_id, n, map->ncolumns + map->nkeys + 1);
+	free_parsestate(pstate);
+	return query;
+}
+
+/* Set search_path within the nest level that is returned. */
+static int
+enter_search_path(MigrateMapping *map)
+{
+	int			level = NewGUCNestLevel();
+
+	(void) set_config_option("search_path", map->search_path, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	return level;
+}
+
+/*
+ * Parse, coerce to the target's column types with assignment casts, and plan,
+ * under the mapping's search_path, as the current user.  What is made lives
+ * in the current memory context; the locks, until the (sub)transaction ends.
+ */
+void
+migrate_mapping_compile(MigrateMapping *map, MigrateSource *src)
+{
+	char	   *text = executed_text(map, src);
+	int			level = enter_search_path(map);
+	MigrateBatch *shape = migrate_batch_create(src);
+	QueryEnvironment *env = batch_environment(shape->desc, NULL, PLANNED_ROWS);
+	List	   *queries;
+
+	PushActiveSnapshot(GetTransactionSnapshot());
+	queries = QueryRewrite(parse_mapping(map, text, env));
+	if (list_length(queries) != 1)
+		elog(ERROR, "mapping %d rewrites to %d queries", map->mapping_id,
+			 list_length(queries));
+	map->plan = pg_plan_query(linitial_node(Query, queries), text, 0, NULL);
+	map->outdesc = ExecCleanTypeFromTL(map->plan->planTree->targetlist);
+	map->relations = map->plan->relationOids;
+	PopActiveSnapshot();
+	AtEOXact_GUC(true, level);
+	migrate_batch_free(shape);
+}
+
+/* The executor's way to hand out rows. */
+typedef struct RowReceiver
+{
+	DestReceiver pub;
+	MigrateRowFn fn;
+	void	   *arg;
+} RowReceiver;
+
+static bool
+receive_row(TupleTableSlot *slot, DestReceiver *self)
+{
+	RowReceiver *receiver = (RowReceiver *) self;
+
+	receiver->fn(slot, receiver->arg);
+	return true;
+}
+
+static void
+receive_startup(DestReceiver *self, int operation, TupleDesc desc)
+{
+}
+
+static void
+receive_nothing(DestReceiver *self)
+{
+}
+
+/*
+ * Run over a batch.  Each row goes to dest, a slot of outdesc.  The current
+ * user is the owner, session_replication_role is origin (P13).
+ */
+void
+migrate_mapping_run(MigrateMapping *map, MigrateBatch *batch, MigrateRowFn dest,
+					void *arg)
+{
+	RowReceiver receiver = {
+		{receive_row, receive_startup, receive_nothing, receive_nothing, DestNone},
+		dest, arg
+	};
+	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext,
+											   "migrate mapping run",
+											   ALLOCSET_DEFAULT_SIZES);
+	MemoryContext oldcxt = MemoryContextSwitchTo(mcxt);
+	int			level = enter_search_path(map);
+	QueryEnvironment *env = batch_environment(batch->desc, batch->store,
+											  batch->nrows);
+	QueryDesc  *desc;
+
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	desc = CreateQueryDesc(map->plan, map->query, GetActiveSnapshot(),
+						   InvalidSnapshot, &receiver.pub, NULL, env, 0);
+	ExecutorStart(desc, 0);
+	migrate_executor_run(desc, ForwardScanDirection, 0);
+	ExecutorFinish(desc);
+	ExecutorEnd(desc);
+	FreeQueryDesc(desc);
+	PopActiveSnapshot();
+	AtEOXact_GUC(true, level);
+	MemoryContextSwitchTo(oldcxt);
+	MemoryContextDelete(mcxt);
+}
+
+/*
+ * migrate._mapping_check(mapping_id) RETURNS regclass[]: compile a mapping and
+ * say which tables it reads besides its row (P15).
+ */
+Datum
+migrate_mapping_check(PG_FUNCTION_ARGS)
+{
+	MigrateMapping *map = migrate_mapping_load(PG_GETARG_INT32(0));
+	MigrateSource *src = migrate_source_load(map->source_id);
+	Datum	   *elems;
+	int			n = 0;
+
+	migrate_mapping_compile(map, src);
+	elems = palloc(Max(list_length(map->relations), 1) * sizeof(Datum));
+	for (int i = 0; i < list_length(map->relations); i++)
+		elems[n++] = ObjectIdGetDatum(list_nth_oid(map->relations, i));
+	PG_RETURN_ARRAYTYPE_P(construct_array(elems, n, REGCLASSOID, sizeof(Oid),
+										  true, TYPALIGN_INT));
+}

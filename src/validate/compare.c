@@ -1,0 +1,610 @@
+/*-------------------------------------------------------------------------
+ *
+ * compare.c
+ *	  Are both sides of a mapping the same set of rows, and if not, where?
+ *
+ * Three passes, the later ones only when there is something to find:
+ *
+ *	  1. Each row falls into one of N_BUCKETS buckets by the hash of its key
+ *		 (of the whole row when the mapping has no key).  A bucket counts its
+ *		 rows and sums both halves of their hashes; sums, not XOR, since two
+ *		 equal wrong rows would cancel.  Equal buckets hold equal rows.
+ *	  2. The rows of the buckets that differ, as (key hash, row hash) with a
+ *		 count: source rows add, target rows take away.  What is left over
+ *		 differs, and grouped by key it says how: left on the source side only
+ *		 is missing in the target, on the target side only is missing in the
+ *		 source, on both is different.  So duplicates are compared as
+ *		 multisets, and the rows of a mapping to many as sets under their key.
+ *		 The buckets are done in slices when their rows exceed
+ *		 maintenance_work_mem.
+ *	  3. Values of what is left over, up to VALIDATE_CAP rows.
+ *
+ * Both sides must stand still between the passes: the source transaction and
+ * the statement's snapshot see to that.  With the fdw transport over a wrapper
+ * without transactions (files) the user does.
+ *
+ * Runs in the backend that validates.  Writes migrate.difference, in the
+ * caller's transaction; a crash leaves nothing behind.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "migrate.h"
+
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/json.h"
+#include "utils/memutils.h"
+
+#include "validate.h"
+
+#define N_BUCKETS 65536
+
+/* A row's two hashes, and how many more the source has of it. */
+typedef struct DiffKey
+{
+	ValidateHash key;
+	ValidateHash row;
+} DiffKey;
+
+typedef struct DiffEntry
+{
+	DiffKey		id;
+	int64		delta;			/* > 0: more on the source side */
+	int			wanted;			/* pass 3: rows still to be kept */
+	struct DiffGroup *group;
+	char		status;
+} DiffEntry;
+
+#define SH_PREFIX diff
+#define SH_ELEMENT_TYPE DiffEntry
+#define SH_KEY_TYPE DiffKey
+#define SH_KEY id
+#define SH_HASH_KEY(tb, k) ((uint32) ((k).row.lo ^ ((k).key.hi >> 32)))
+#define SH_EQUAL(tb, a, b) (memcmp(&(a), &(b), sizeof(DiffKey)) == 0)
+#define SH_SCOPE static inline
+#define SH_DECLARE
+#define SH_DEFINE
+#include "lib/simplehash.h"
+
+typedef struct Bucket
+{
+	int64		rows;
+	uint64		lo;
+	uint64		hi;
+} Bucket;
+
+/* A row that differs, with its values as canonical text. */
+typedef struct DiffRow
+{
+	char	  **texts;			/* of the shape's columns; NULL: not mapped */
+	char	   *source_key;		/* jsonb text of the source row's key */
+	char	   *source_row;
+} DiffRow;
+
+/* The differing rows under one key. */
+typedef struct DiffGroup
+{
+	List	   *rows[2];		/* of DiffRow, by side */
+} DiffGroup;
+
+typedef struct Comparison
+{
+	ValidateEnds *ends;
+	ValidateLevel level;
+	int64		validation_id;
+	ValidateResult *result;
+	MemoryContext mcxt;			/* of everything that is kept */
+	Bucket	   *buckets[2];		/* by side */
+	bool	   *selected;		/* pass 2: the buckets of this slice */
+	diff_hash  *diffs;			/* pass 2 */
+	diff_hash  *picked;			/* pass 3: what to keep of what differs */
+	List	   *groups;			/* of DiffGroup */
+	int64		n_picked;
+	List	   *failed;			/* of DiffRow: cannot be mapped or read */
+	int64		n_failed;
+} Comparison;
+
+static inline int
+bucket_of(ValidateRow *row)
+{
+	return row->key.lo % N_BUCKETS;
+}
+
+/* ----------------------------------------------------------------
+ * pass 1: buckets
+ * ----------------------------------------------------------------
+ */
+static void
+add_to_bucket(ValidateRow *row, void *arg)
+{
+	Comparison *cmp = arg;
+	Bucket	   *b = &cmp->buckets[row->side][bucket_of(row)];
+
+	b->rows++;
+	b->lo += row->row.lo;
+	b->hi += row->row.hi;
+}
+
+/*
+ * A source row that the target cannot have, since it cannot be mapped or read.
+ */
+static void
+note_failed(MigrateBatch *batch, int64 ord, char *key, char *raw, void *arg)
+{
+	Comparison *cmp = arg;
+	MemoryContext old;
+	DiffRow    *row;
+
+	if (cmp->n_failed++ >= VALIDATE_CAP)
+		return;
+	old = MemoryContextSwitchTo(cmp->mcxt);
+	row = palloc0(sizeof(DiffRow));
+	if (batch)
+		migrate_batch_row_json(batch, ord, &row->source_row, &row->source_key);
+	else if (key)
+		row->source_key = pstrdup(key);
+	cmp->failed = lappend(cmp->failed, row);
+	MemoryContextSwitchTo(old);
+}
+
+static void
+ignore_failed(MigrateBatch *batch, int64 ord, char *key, char *raw, void *arg)
+{
+}
+
+static void
+reset_buckets(void *arg)
+{
+	Comparison *cmp = arg;
+
+	memset(cmp->buckets[VALIDATE_SOURCE], 0, sizeof(Bucket) * N_BUCKETS);
+	cmp->failed = NIL;
+	cmp->n_failed = 0;
+}
+
+static bool
+bucket_differs(Comparison *cmp, int i)
+{
+	Bucket	   *s = &cmp->buckets[VALIDATE_SOURCE][i];
+	Bucket	   *t = &cmp->buckets[VALIDATE_TARGET][i];
+
+	return s->rows != t->rows || s->lo != t->lo || s->hi != t->hi;
+}
+
+/* Fill the buckets and count the rows; true when something differs. */
+static bool
+compare_buckets(Comparison *cmp)
+{
+	ValidateSink sink = {.row = add_to_bucket,.failed = note_failed,
+	.reset = reset_buckets,.arg = cmp};
+	bool		differ = false;
+
+	for (int side = 0; side < 2; side++)
+		cmp->buckets[side] = palloc0(sizeof(Bucket) * N_BUCKETS);
+	validate_scan_source(cmp->ends, &sink);
+	validate_scan_target(cmp->ends, &sink);
+	cmp->result->source_rows = cmp->n_failed;
+	for (int i = 0; i < N_BUCKETS; i++)
+	{
+		cmp->result->source_rows += cmp->buckets[VALIDATE_SOURCE][i].rows;
+		cmp->result->target_rows += cmp->buckets[VALIDATE_TARGET][i].rows;
+		differ = differ || bucket_differs(cmp, i);
+	}
+	return differ;
+}
+
+/* ----------------------------------------------------------------
+ * pass 2: rows of the buckets that differ
+ * ----------------------------------------------------------------
+ */
+static void
+count_row(ValidateRow *row, void *arg)
+{
+	Comparison *cmp = arg;
+	DiffKey		id = {.key = row->key,.row = row->row};
+	DiffEntry  *entry;
+	bool		found;
+
+	if (!cmp->selected[bucket_of(row)])
+		return;
+	entry = diff_insert(cmp->diffs, id, &found);
+	if (!found)
+	{
+		entry->delta = 0;
+		entry->wanted = 0;
+		entry->group = NULL;
+	}
+	entry->delta += row->side == VALIDATE_SOURCE ? 1 : -1;
+	if (entry->delta == 0)
+		diff_delete_item(cmp->diffs, entry);
+}
+
+static void
+reset_diffs(void *arg)
+{
+	diff_reset(((Comparison *) arg)->diffs);
+}
+
+/*
+ * Choose the next buckets that differ, from *next on, as many as memory
+ * allows and at least one.  False when there is none left.
+ */
+static bool
+select_slice(Comparison *cmp, int *next)
+{
+	/* an entry takes twice its size while the table grows */
+	int64		limit = (int64) maintenance_work_mem * 1024 / (sizeof(DiffEntry) * 4);
+	int64		rows = 0;
+	bool		any = false;
+
+	memset(cmp->selected, 0, sizeof(bool) * N_BUCKETS);
+	for (; *next < N_BUCKETS; (*next)++)
+	{
+		int64		n;
+
+		if (!bucket_differs(cmp, *next))
+			continue;
+		n = cmp->buckets[VALIDATE_SOURCE][*next].rows +
+			cmp->buckets[VALIDATE_TARGET][*next].rows;
+		if (any && rows + n > limit)
+			break;
+		rows += n;
+		any = true;
+		cmp->selected[*next] = true;
+	}
+	return any;
+}
+
+/* by key, so that the rows under one key stand together */
+static int
+compare_entries(const void *a, const void *b)
+{
+	return memcmp(*(DiffEntry *const *) a, *(DiffEntry *const *) b,
+				  sizeof(DiffKey));
+}
+
+/*
+ * Count the differences of one key, entries[0..n), and pick rows to be kept.
+ * Of rows left over on both sides as many as there are pairs are "different",
+ * the rest is missing.
+ */
+static void
+classify_group(Comparison *cmp, DiffEntry **entries, int n)
+{
+	int64		left[2] = {0, 0};
+	int			room = VALIDATE_CAP - cmp->n_picked;
+	int			keep[2];
+	DiffGroup  *group;
+
+	for (int i = 0; i < n; i++)
+	{
+		if (entries[i]->delta > 0)
+			left[VALIDATE_SOURCE] += entries[i]->delta;
+		else
+			left[VALIDATE_TARGET] -= entries[i]->delta;
+	}
+	cmp->result->mismatches += Max(left[0], left[1]);
+	if (room <= 0)
+		return;
+
+	group = palloc0(sizeof(DiffGroup));
+	cmp->groups = lappend(cmp->groups, group);
+	for (int side = 0; side < 2; side++)
+		keep[side] = Min(left[side], room);
+	cmp->n_picked += Max(keep[0], keep[1]);
+	for (int i = 0; i < n; i++)
+	{
+		int			side = entries[i]->delta > 0 ? VALIDATE_SOURCE : VALIDATE_TARGET;
+		int			wanted = Min(keep[side], (side == VALIDATE_SOURCE ?
+											  entries[i]->delta : -entries[i]->delta));
+		DiffEntry  *pick;
+		bool		found;
+
+		if (wanted == 0)
+			continue;
+		keep[side] -= wanted;
+		pick = diff_insert(cmp->picked, entries[i]->id, &found);
+		pick->delta = entries[i]->delta;
+		pick->wanted = wanted;
+		pick->group = group;
+	}
+}
+
+/* What is left over of a slice, key by key. */
+static void
+classify_slice(Comparison *cmp)
+{
+	uint32		n = 0;
+	DiffEntry **entries;
+	DiffEntry  *entry;
+	diff_iterator it;
+
+	if (cmp->diffs->members == 0)
+		return;
+	entries = MemoryContextAllocHuge(CurrentMemoryContext,
+									 sizeof(DiffEntry *) * cmp->diffs->members);
+	diff_start_iterate(cmp->diffs, &it);
+	while ((entry = diff_iterate(cmp->diffs, &it)) != NULL)
+		entries[n++] = entry;
+	qsort(entries, n, sizeof(DiffEntry *), compare_entries);
+	for (uint32 lo = 0, hi; lo < n; lo = hi)
+	{
+		for (hi = lo + 1; hi < n; hi++)
+			if (memcmp(&entries[lo]->id.key, &entries[hi]->id.key,
+					   sizeof(ValidateHash)) != 0)
+				break;
+		classify_group(cmp, entries + lo, hi - lo);
+	}
+	pfree(entries);
+}
+
+/*
+ * Drill down, a slice of buckets at a time.  Stops when enough was found to be
+ * kept: then there may be more mismatches than were counted.
+ */
+static void
+compare_rows(Comparison *cmp)
+{
+	ValidateSink sink = {.row = count_row,.failed = ignore_failed,
+	.reset = reset_diffs,.arg = cmp};
+	int			next = 0;
+
+	cmp->selected = palloc(sizeof(bool) * N_BUCKETS);
+	cmp->diffs = diff_create(cmp->mcxt, 1024, NULL);
+	cmp->picked = diff_create(cmp->mcxt, 1024, NULL);
+	while (select_slice(cmp, &next))
+	{
+		if (cmp->n_picked >= VALIDATE_CAP)
+		{
+			cmp->result->at_least = true;
+			break;
+		}
+		diff_reset(cmp->diffs);
+		validate_scan_source(cmp->ends, &sink);
+		validate_scan_target(cmp->ends, &sink);
+		classify_slice(cmp);
+	}
+	diff_destroy(cmp->diffs);
+}
+
+/* ----------------------------------------------------------------
+ * pass 3: the values of what differs
+ * ----------------------------------------------------------------
+ */
+static void
+keep_row(ValidateRow *row, void *arg)
+{
+	Comparison *cmp = arg;
+	ValidateShape *shape = cmp->ends->shape;
+	DiffKey		id = {.key = row->key,.row = row->row};
+	DiffEntry  *pick = diff_lookup(cmp->picked, id);
+	MemoryContext old;
+	DiffRow    *kept;
+
+	if (pick == NULL || pick->wanted == 0 ||
+		(pick->delta > 0) != (row->side == VALIDATE_SOURCE))
+		return;
+	pick->wanted--;
+	old = MemoryContextSwitchTo(cmp->mcxt);
+	kept = palloc0(sizeof(DiffRow));
+	kept->texts = palloc0(sizeof(char *) * Max(shape->ncolumns, 1));
+	for (int i = 0; i < shape->ncolumns; i++)
+		kept->texts[i] = validate_column_text(shape, row->side, row->slot, i);
+	if (row->batch)
+		migrate_batch_row_json(row->batch, row->ord, &kept->source_row,
+							   &kept->source_key);
+	pick->group->rows[row->side] = lappend(pick->group->rows[row->side], kept);
+	MemoryContextSwitchTo(old);
+}
+
+/* The scan begins again: forget the source rows, want them again. */
+static void
+reset_kept(void *arg)
+{
+	Comparison *cmp = arg;
+	DiffEntry  *pick;
+	diff_iterator it;
+	ListCell   *lc;
+
+	diff_start_iterate(cmp->picked, &it);
+	while ((pick = diff_iterate(cmp->picked, &it)) != NULL)
+		if (pick->delta > 0)
+			pick->wanted = Min(pick->delta, VALIDATE_CAP);
+	foreach(lc, cmp->groups)
+		((DiffGroup *) lfirst(lc))->rows[VALIDATE_SOURCE] = NIL;
+}
+
+static void
+fetch_details(Comparison *cmp)
+{
+	ValidateSink sink = {.row = keep_row,.failed = ignore_failed,
+	.reset = reset_kept,.arg = cmp};
+
+	if (cmp->n_picked == 0)
+		return;
+	validate_scan_source(cmp->ends, &sink);
+	validate_scan_target(cmp->ends, &sink);
+}
+
+/* ----------------------------------------------------------------
+ * the record
+ * ----------------------------------------------------------------
+ */
+
+/* {"column": "canonical text"} of all columns, or of the key's only */
+static char *
+row_as_json(ValidateShape *shape, DiffRow *row, bool key_only)
+{
+	StringInfoData buf;
+	int			n = key_only ? shape->nkeys : shape->ncolumns;
+
+	initStringInfo(&buf);
+	appendStringInfoChar(&buf, '{');
+	for (int i = 0; i < n; i++)
+	{
+		int			col = key_only ? shape->keys[i] : i;
+
+		if (i > 0)
+			appendStringInfoString(&buf, ", ");
+		escape_json(&buf, shape->columns[col].name);
+		appendStringInfoString(&buf, ": ");
+		if (row->texts[col])
+			escape_json(&buf, row->texts[col]);
+		else
+			appendStringInfoString(&buf, "null");
+	}
+	appendStringInfoChar(&buf, '}');
+	return buf.data;
+}
+
+/* names of the columns that are not the same, as text[] */
+static Datum
+differing_columns(ValidateShape *shape, DiffRow *a, DiffRow *b)
+{
+	Datum	   *names = palloc(sizeof(Datum) * Max(shape->ncolumns, 1));
+	int			n = 0;
+
+	for (int i = 0; i < shape->ncolumns; i++)
+	{
+		char	   *x = a->texts[i];
+		char	   *y = b->texts[i];
+
+		if (x == y || (x && y && strcmp(x, y) == 0))
+			continue;
+		names[n++] = CStringGetTextDatum(shape->columns[i].name);
+	}
+	return PointerGetDatum(construct_array(names, n, TEXTOID, -1, false,
+										   TYPALIGN_INT));
+}
+
+/*
+ * One row of migrate.difference.  source and target are the rows, either may
+ * be NULL; a source row without texts could not be mapped or read.
+ */
+static void
+record_difference(Comparison *cmp, const char *kind, DiffRow *source,
+				  DiffRow *target)
+{
+	ValidateShape *shape = cmp->ends->shape;
+	bool		full = cmp->level == LEVEL_FULL;
+	Oid			types[] = {INT8OID, INT4OID, TEXTOID, TEXTOID, TEXTARRAYOID,
+	TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID};
+	Datum		values[10] = {Int64GetDatum(cmp->validation_id),
+		Int32GetDatum(cmp->ends->job->job_id),
+	CStringGetTextDatum(kind)};
+	char		nulls[] = "   nnnnnn ";
+
+#define SET_TEXT(n, s) \
+	do { \
+		const char *s_ = (s); \
+		if (s_) { values[n] = CStringGetTextDatum(s_); nulls[n] = ' '; } \
+	} while (0)
+
+	if (source && !source->texts)
+		SET_TEXT(3, source->source_key);
+	else if (shape->nkeys > 0)
+		SET_TEXT(3, row_as_json(shape, source ? source : target, true));
+	if (source && target)
+	{
+		values[4] = differing_columns(shape, source, target);
+		nulls[4] = ' ';
+	}
+	if (full && source)
+		SET_TEXT(5, source->texts ? row_as_json(shape, source, false) : source->source_row);
+	if (full && target)
+		SET_TEXT(6, row_as_json(shape, target, false));
+	if (source)
+	{
+		SET_TEXT(7, source->source_key);
+		SET_TEXT(8, source->source_row);
+	}
+	values[9] = Int32GetDatum(cmp->ends->map->mapping_id);
+	migrate_spi_exec("INSERT INTO migrate.difference (validation_id, job_id, kind, key,"
+					 " columns, source_row, target_row, dead_letter)"
+					 " SELECT $1, $2, $3, $4::jsonb, $5, $6::jsonb, $7::jsonb,"
+					 " (SELECT min(d.id) FROM migrate.dead_letter d"
+					 "  WHERE d.mapping_id = $10 AND d.state = 'open'"
+					 "  AND CASE WHEN $8 IS NULL THEN d.source_row = $9::jsonb"
+					 "      ELSE d.key = $8::jsonb END)"
+					 " RETURNING (dead_letter IS NOT NULL)::int",
+					 10, types, values, nulls, SPI_OK_INSERT_RETURNING);
+	cmp->result->kept++;
+	cmp->result->explained += migrate_spi_int64(0, 0, 0);
+	SPI_freetuptable(SPI_tuptable);
+}
+
+/* Pair up what is left over under one key. */
+static void
+record_group(Comparison *cmp, DiffGroup *group)
+{
+	int			n_source = list_length(group->rows[VALIDATE_SOURCE]);
+	int			n_target = list_length(group->rows[VALIDATE_TARGET]);
+
+	for (int i = 0; i < Max(n_source, n_target); i++)
+	{
+		DiffRow    *source = NULL;
+		DiffRow    *target = NULL;
+
+		CHECK_FOR_INTERRUPTS();
+		if (i < n_source)
+			source = list_nth(group->rows[VALIDATE_SOURCE], i);
+		if (i < n_target)
+			target = list_nth(group->rows[VALIDATE_TARGET], i);
+		record_difference(cmp, !target ? "missing_in_target" :
+						  !source ? "missing_in_source" : "different",
+						  source, target);
+	}
+}
+
+static void
+record_all(Comparison *cmp)
+{
+	ListCell   *lc;
+
+	SPI_connect();
+	foreach(lc, cmp->failed)
+	{
+		if (cmp->result->kept >= VALIDATE_CAP)
+			break;
+		record_difference(cmp, "missing_in_target", lfirst(lc), NULL);
+	}
+	foreach(lc, cmp->groups)
+	{
+		if (cmp->result->kept >= VALIDATE_CAP)
+			break;
+		record_group(cmp, lfirst(lc));
+	}
+	SPI_finish();
+}
+
+/*
+ * Compare both sides at the level checksum or full, and record what differs.
+ */
+void
+validate_compare(ValidateEnds *ends, ValidateLevel level, int64 validation_id,
+				 ValidateResult *result)
+{
+	Comparison	cmp = {.ends = ends,.level = level,
+		.validation_id = validation_id,.result = result};
+	MemoryContext old;
+
+	cmp.mcxt = AllocSetContextCreate(CurrentMemoryContext, "migrate comparison",
+									 ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(cmp.mcxt);
+	memset(result, 0, sizeof(*result));
+	if (compare_buckets(&cmp))
+	{
+		compare_rows(&cmp);
+		fetch_details(&cmp);
+	}
+	result->mismatches += cmp.n_failed;
+	if (cmp.failed || cmp.groups)
+		record_all(&cmp);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(cmp.mcxt);
+}
