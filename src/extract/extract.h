@@ -27,6 +27,7 @@ typedef struct RemoteConn
 	MemoryContext mcxt;			/* holds this struct; deleting it closes */
 	bool		owns_fd;		/* one of fd.c's external descriptors is ours */
 	MemoryContextCallback closer;
+	List	   *not_lockable;	/* OIDs that LOCK TABLE has refused */
 } RemoteConn;
 
 extern const char *migrate_conn_name(MigrateConn *conn);
