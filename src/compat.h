@@ -15,16 +15,13 @@
 #error "migrate needs PostgreSQL 15 or later on the target"
 #endif
 
-/*
- * We build with hidden symbols, and the server must find the magic block and
- * the functions; from 16 PGDLLEXPORT says so.
- */
+/* 16 marks what a module exports; we hide everything else, so 15 must too */
 #if PG_VERSION_NUM < 160000
 #undef PGDLLEXPORT
 #define PGDLLEXPORT __attribute__((visibility("default")))
 #endif
 
-/* 16 (c727f511bd7) folded the per-kind privilege checks into one */
+/* 16 folded the privilege checks of each kind of object into one */
 #if PG_VERSION_NUM >= 160000
 #define migrate_server_aclcheck(server, role) \
 	object_aclcheck(ForeignServerRelationId, server, role, ACL_USAGE)

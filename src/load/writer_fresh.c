@@ -44,6 +44,9 @@ struct FreshWriter
 	ResultRelInfo *result;
 	EState	   *estate;
 	int			natts;
+	/* a copy, since a slot's hold on the relation's own would belong to the
+	 * subtransaction in which the slot happens to be made */
+	TupleDesc	slot_desc;
 	ExprState **defaults;		/* an attribute; NULL: none, or mapped */
 	int			nslots;			/* made so far */
 	int			nused;			/* filled */
@@ -149,6 +152,7 @@ migrate_fresh_open(MigrateWriter *writer)
 	fresh->map = writer->map;
 	fresh->writer = writer;
 	fresh->natts = RelationGetDescr(writer->rel)->natts;
+	fresh->slot_desc = CreateTupleDescCopyConstr(RelationGetDescr(writer->rel));
 	fresh->estate = CreateExecutorState();
 	fresh->result = makeNode(ResultRelInfo);
 	InitResultRelInfo(fresh->result, writer->rel, 0, NULL, 0);
@@ -230,7 +234,8 @@ take_row(TupleTableSlot *from, void *arg)
 	{
 		MemoryContext oldcxt = MemoryContextSwitchTo(fresh->writer->mcxt);
 
-		fresh->slots[fresh->nslots++] = table_slot_create(rel, NULL);
+		fresh->slots[fresh->nslots++] =
+			MakeSingleTupleTableSlot(fresh->slot_desc, table_slot_callbacks(rel));
 		MemoryContextSwitchTo(oldcxt);
 	}
 	slot = fresh->slots[fresh->nused];
