@@ -449,6 +449,7 @@ turn_copy(MigrateJob *job)
 		return copy_by_ourselves();
 	migrate_loader_disconnect(me.loader);
 	migrate_worker_phase("watch");
+	pgstat_report_activity(STATE_IDLE, psprintf("watching the loaders of job %s", job->name));
 	return TURN_WAIT;
 }
 
@@ -662,7 +663,6 @@ guarded_turn(void)
 static void
 nap(void)
 {
-	pgstat_report_activity(STATE_IDLE, NULL);
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 					 MIGRATE_NAP, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);

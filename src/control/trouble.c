@@ -106,14 +106,14 @@ migrate_trouble_clear(int64 chunk_id)
 }
 
 /*
- * Milliseconds to wait after so many errors in a row: 0.5 s doubled each time
+ * Milliseconds to wait after so many errors in a row: 1 s doubled each time
  * up to the limit, then between half and all of that, so that loaders that
  * lost the same server do not come back in step.
  */
 int
 migrate_backoff(int attempt, int max_ms)
 {
-	double		ms = 500.0 * (1 << Min(Max(attempt - 1, 0), 16));
+	double		ms = 1000.0 * (1 << Min(Max(attempt - 1, 0), 16));
 
 	ms = Min(ms, Max(max_ms, 100));
 	return (int) (ms * (0.5 + pg_prng_double(&pg_global_prng_state) / 2));
