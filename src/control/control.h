@@ -46,6 +46,7 @@ typedef struct MigrateLoaderArgs
 /* signals, connection as "owner" (InvalidOid: bootstrap superuser), settings */
 extern void migrate_worker_init(Oid database, Oid owner);
 extern void migrate_worker_reload(void);
+extern char *migrate_owner_search_path;
 
 /* fill in what is common; name is cut to fit */
 extern void migrate_worker_describe(BackgroundWorker *worker, const char *type,
