@@ -47,4 +47,16 @@
 	ExecutorRun(desc, direction, count)
 #endif
 
+/*
+ * Workers connect as the job's owner, who may be a role without LOGIN where
+ * the server can do that (17).
+ */
+#if PG_VERSION_NUM >= 170000
+#define MIGRATE_BGW_CONNECT_FLAGS BGWORKER_BYPASS_ROLELOGINCHECK
+#define MIGRATE_ROLE_CAN_CONNECT "true"
+#else
+#define MIGRATE_BGW_CONNECT_FLAGS 0
+#define MIGRATE_ROLE_CAN_CONNECT "r.rolcanlogin"
+#endif
+
 #endif							/* MIGRATE_COMPAT_H */

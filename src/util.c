@@ -21,22 +21,28 @@
 #include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
-#include "utils/memutils.h"
+#include "utils/snapmgr.h"
 
 /* the GUC migrate.fault, defined in migrate.c */
 char	   *migrate_fault_setting = NULL;
 
 /*
  * Run a statement on the extension's tables.  "expected" is the SPI result
- * code that it must give; anything else cannot happen.
+ * code that it must give; anything else cannot happen.  A worker's transaction
+ * may have no snapshot yet; a statement gets one of its own then.
  */
 void
 migrate_spi_exec(const char *sql, int nargs, Oid *types, Datum *values,
 				 const char *nulls, int expected)
 {
-	int			rc = SPI_execute_with_args(sql, nargs, types, values, nulls,
-										   false, 0);
+	bool		snapshot = !ActiveSnapshotSet();
+	int			rc;
 
+	if (snapshot)
+		PushActiveSnapshot(GetTransactionSnapshot());
+	rc = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
+	if (snapshot)
+		PopActiveSnapshot();
 	if (rc != expected)
 		elog(ERROR, "statement gave %s, not %s: %s",
 			 SPI_result_code_string(rc), SPI_result_code_string(expected), sql);

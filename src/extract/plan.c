@@ -494,18 +494,17 @@ decide_method(PlanSource *ps, MigrateJob *job, MigrateConn *conn)
 	MigrateSource *src = ps->src;
 	char		wish = strcmp(job->chunking, "auto") == 0 ? '\0' : job->chunking[0];
 
-	if (wish == 'b' && !can_read_blocks(ps, conn))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("source \"%s\" cannot be read by block ranges", src->label),
-				 errdetail("That needs a table, read by COPY, on PostgreSQL 14 or later."),
-				 errhint("Set the job's option chunking to \"auto\".")));
-	if (wish == 'k' && !can_read_keys(ps, conn))
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("source \"%s\" cannot be read by key ranges", src->label),
-				 errdetail("That needs a key of columns that are not null and have an order."),
-				 errhint("Set the job's option chunking to \"auto\".")));
+	/* the option is a wish for all tables; one that cannot have it says so */
+	if ((wish == 'b' && !can_read_blocks(ps, conn)) ||
+		(wish == 'k' && !can_read_keys(ps, conn)))
+	{
+		migrate_event(src->job_id, "warning", "chunking",
+					  wish == 'b' ?
+					  "source %s cannot be read by block ranges (that needs a table, read by COPY, on PostgreSQL 14 or later); the method is chosen as by \"auto\"" :
+					  "source %s cannot be read by key ranges (that needs a key of columns that are not null and have an order); the method is chosen as by \"auto\"",
+					  src->label);
+		wish = '\0';
+	}
 	if (wish)
 		src->method = wish;
 	else if (can_read_blocks(ps, conn))

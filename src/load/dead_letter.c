@@ -86,9 +86,7 @@ migrate_dead_letter_insert(MigrateLoadContext *ctx, int mapping_id,
 	values[6] = text_or_null(raw, &nulls[6]);
 	values[7] = CStringGetTextDatum(unpack_sql_state(edata->sqlerrcode));
 	values[8] = CStringGetTextDatum(edata->message ? edata->message : "");
-	/* the remote server's text is in detail_log */
-	values[9] = text_or_null(edata->detail ? edata->detail : edata->detail_log,
-							 &nulls[9]);
+	values[9] = text_or_null(edata->detail, &nulls[9]);
 	values[10] = text_or_null(edata->hint, &nulls[10]);
 	values[11] = text_or_null(edata->context, &nulls[11]);
 	values[12] = text_or_null(version, &nulls[12]);

@@ -44,6 +44,8 @@ struct FreshWriter
 	ResultRelInfo *result;
 	EState	   *estate;
 	int			natts;
+	TupleDesc	desc;			/* a copy: slots of the relation's own would pin
+								 * it for the subtransaction they are made in */
 	ExprState **defaults;		/* an attribute; NULL: none, or mapped */
 	int			nslots;			/* made so far */
 	int			nused;			/* filled */
@@ -148,7 +150,8 @@ migrate_fresh_open(MigrateWriter *writer)
 	fresh->rel = writer->rel;
 	fresh->map = writer->map;
 	fresh->writer = writer;
-	fresh->natts = RelationGetDescr(writer->rel)->natts;
+	fresh->desc = CreateTupleDescCopy(RelationGetDescr(writer->rel));
+	fresh->natts = fresh->desc->natts;
 	fresh->estate = CreateExecutorState();
 	fresh->result = makeNode(ResultRelInfo);
 	InitResultRelInfo(fresh->result, writer->rel, 0, NULL, 0);
@@ -230,7 +233,8 @@ take_row(TupleTableSlot *from, void *arg)
 	{
 		MemoryContext oldcxt = MemoryContextSwitchTo(fresh->writer->mcxt);
 
-		fresh->slots[fresh->nslots++] = table_slot_create(rel, NULL);
+		fresh->slots[fresh->nslots++] =
+			MakeSingleTupleTableSlot(fresh->desc, table_slot_callbacks(rel));
 		MemoryContextSwitchTo(oldcxt);
 	}
 	slot = fresh->slots[fresh->nused];

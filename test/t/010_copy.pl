@@ -92,7 +92,7 @@ foreach my $case (
 	[ 'block', 'copy', '{"chunking": "block", "chunk_blocks": 16}' ],
 	[ 'key', 'copy', '{"chunking": "key", "chunk_rows": 1000, "batch_rows": 300}' ],
 	[ 'whole', 'copy', '{"chunking": "whole"}' ],
-	[ 'auto', 'fdw', '{"transport": "fdw", "chunk_rows": 2000}' ])
+	[ 'fdw', 'fdw', '{"transport": "fdw", "chunking": "key", "chunk_rows": 2000}' ])
 {
 	my ($method, $transport, $options) = @$case;
 	my ($job, $schema) = ("j_$method", "to_$method");

@@ -1,0 +1,196 @@
+/*-------------------------------------------------------------------------
+ *
+ * control.h
+ *	  What the files of control/ share with each other.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef MIGRATE_CONTROL_H
+#define MIGRATE_CONTROL_H
+
+#include "migrate.h"
+
+#include "postmaster/bgworker.h"
+
+#define MIGRATE_LIBRARY "migrate"
+
+/* how long workers sleep when nobody wakes them, ms */
+#define MIGRATE_NAP 1000
+
+/* ----------------------------------------------------------------
+ * in worker.c: what every background worker of ours begins and ends with
+ * ----------------------------------------------------------------
+ */
+
+/* travels in bgw_extra to job workers */
+typedef struct MigrateJobArgs
+{
+	Oid			database;
+	Oid			owner;
+	int			job_id;
+	TransactionId xid;			/* wait for its end first; 0: do not */
+} MigrateJobArgs;
+
+/* travels in bgw_extra to loaders */
+typedef struct MigrateLoaderArgs
+{
+	Oid			database;
+	Oid			owner;
+	int			job_id;
+	dsm_handle	handle;
+	int			slot;
+} MigrateLoaderArgs;
+
+/* signals, connection as "owner" (InvalidOid: bootstrap superuser), settings */
+extern void migrate_worker_init(Oid database, Oid owner);
+extern void migrate_worker_reload(void);
+extern char *migrate_owner_search_path;
+
+/* fill in what is common; name is cut to fit */
+extern void migrate_worker_describe(BackgroundWorker *worker, const char *type,
+									const char *name, const char *function);
+extern bool migrate_register_job_worker(MigrateJobArgs *args, const char *job,
+										pid_t notify_pid);
+
+/* SPI_connect with a snapshot where there is none, and back */
+extern void migrate_spi_begin(void);
+extern void migrate_spi_end(void);
+
+/* After PG_CATCH: the error in the given context, everything else undone. */
+extern ErrorData *migrate_recover(MemoryContext mcxt);
+
+/* the singleton of a job (P22) */
+extern bool migrate_job_lock(int job_id);
+extern void migrate_job_unlock(int job_id);
+extern bool migrate_job_alive(int job_id);
+
+/* ----------------------------------------------------------------
+ * in shmem.c
+ * ----------------------------------------------------------------
+ */
+extern dsm_handle migrate_shmem_create(int job_id);
+extern bool migrate_shmem_attach(dsm_handle handle, int job_id, int slot);
+
+/* look into the segment of another job; NULL when it is gone */
+extern MigrateShared *migrate_shmem_peek(int64 handle, int job_id,
+										 dsm_segment **seg);
+extern void migrate_shmem_unpeek(dsm_segment *seg);
+extern void migrate_slot_chunk(MigrateChunk *chunk);
+extern void migrate_slot_chunk_done(bool success);
+extern void migrate_slot_memory(void);
+extern void migrate_clip(char *field, size_t size, const char *text);
+extern void migrate_wake_pid(int pid);
+extern void migrate_wake_job_worker(void);
+extern void migrate_wake_loaders(void);
+
+/* ----------------------------------------------------------------
+ * in throttle.c
+ * ----------------------------------------------------------------
+ */
+extern void migrate_throttle_limits(MigrateJob *job);
+
+/* run throttle_query when its time has come; may lose *conn (then NULL) */
+extern void migrate_throttle_evaluate(MigrateJob *job, MigrateConn **conn,
+									  MemoryContext conn_cxt);
+
+/* ----------------------------------------------------------------
+ * in trouble.c: errors that repeat, and when they make a job fail
+ * ----------------------------------------------------------------
+ */
+extern bool migrate_error_is_transient(const char *sqlstate);
+extern void migrate_trouble_note(int64 chunk_id, const char *sqlstate,
+								 const char *message);
+extern void migrate_trouble_clear(int64 chunk_id);
+extern int	migrate_backoff(int attempt, int max_ms);
+
+typedef struct MigrateVerdict
+{
+	char		sqlstate[6];
+	char		message[512];
+} MigrateVerdict;
+
+/* true: the loaders' errors have lasted too long, the job must fail */
+extern bool migrate_trouble_verdict(MigrateJob *job, TimestampTz last_progress,
+									MigrateVerdict *verdict);
+
+/* ----------------------------------------------------------------
+ * in loader.c: one chunk after the other; used by the job worker as well
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateLoader
+{
+	int			job_id;
+	MigrateConn *conn;
+	MemoryContext conn_cxt;
+	MemoryContext cxt;			/* of one step */
+	bool		release_pending;	/* a chunk may still be marked as ours */
+	int			errors;			/* steps in a row that failed */
+	int			retry_max_delay_ms;
+	char		last_sqlstate[6];
+	int64		chunk_id;		/* at hand, 0: none */
+} MigrateLoader;
+
+typedef enum MigrateStep
+{
+	MIGRATE_STEP_LOADED,		/* a chunk is done */
+	MIGRATE_STEP_NOTHING,		/* no chunk to claim */
+	MIGRATE_STEP_ERROR,			/* noted; wait before the next */
+	MIGRATE_STEP_ABANDONED,		/* stopped in the throttle, chunk is todo again */
+	MIGRATE_STEP_GONE			/* the job is not there any more */
+} MigrateStep;
+
+extern MigrateLoader *migrate_loader_create(int job_id);
+extern MigrateStep migrate_loader_step(MigrateLoader *loader);
+extern void migrate_loader_disconnect(MigrateLoader *loader);
+
+/* set by whoever throws to give a chunk up without calling it an error */
+extern bool migrate_abandoned;
+
+/* ----------------------------------------------------------------
+ * in loaders.c: the job worker's view of its loaders
+ * ----------------------------------------------------------------
+ */
+extern int	migrate_loaders_alive(void);
+extern void migrate_loaders_reap(MigrateJob *job);
+extern void migrate_loaders_start(MigrateJob *job, dsm_handle handle);
+extern void migrate_loaders_terminate(void);
+
+/* when loaders that ended by themselves keep doing so: since when, else 0 */
+extern TimestampTz migrate_loaders_dying_since(void);
+
+/* ----------------------------------------------------------------
+ * in job_worker.c
+ * ----------------------------------------------------------------
+ */
+extern void migrate_job_worker_glance(void);
+
+/* ----------------------------------------------------------------
+ * in replan.c: P1 and migrate_recopy
+ * ----------------------------------------------------------------
+ */
+extern bool migrate_replan(MigrateJob *job);
+
+/* ----------------------------------------------------------------
+ * in budget.c: how many dead letters are too many
+ * ----------------------------------------------------------------
+ */
+extern char *migrate_budget_exceeded(MigrateJob *job);
+extern void migrate_budget_check_chunk(void);
+
+/* ----------------------------------------------------------------
+ * in launcher.c
+ * ----------------------------------------------------------------
+ */
+extern void migrate_launcher_register(void);
+extern bool migrate_launcher_present(void);
+
+/* ----------------------------------------------------------------
+ * in start.c
+ * ----------------------------------------------------------------
+ */
+/* this transaction has a wish for the job that is not committed */
+extern bool migrate_wish_pending(int job_id);
+
+#endif							/* MIGRATE_CONTROL_H */
