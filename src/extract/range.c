@@ -542,7 +542,6 @@ migrate_range_pushed_down(MigrateSource *src)
 		PlannedStmt *stmt = linitial_node(PlannedStmt, cached->stmt_list);
 
 		pushed = IsA(stmt->planTree, ForeignScan) && stmt->planTree->qual == NIL;
-		/* an unsaved plan is not the resource owner's */
 		ReleaseCachedPlan(cached, NULL);
 	}
 	SPI_finish();

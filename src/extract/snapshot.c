@@ -90,6 +90,17 @@ wants_select(PGresult *res)
 		migrate_result_is(res, ERRCODE_INSUFFICIENT_PRIVILEGE);
 }
 
+/* For the life of the connection, so that the source's log shows it once. */
+static void
+remember_not_lockable(MigrateConn *conn, Oid relation)
+{
+	RemoteConn *remote = (RemoteConn *) conn;
+	MemoryContext oldcxt = MemoryContextSwitchTo(remote->mcxt);
+
+	remote->not_lockable = lappend_oid(remote->not_lockable, relation);
+	MemoryContextSwitchTo(oldcxt);
+}
+
 /*
  * P1: open the transaction in which a range is read.  rewritten says that the
  * table is gone, another one, or has new storage since the plan.  For the fdw
@@ -105,6 +116,7 @@ migrate_source_begin(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 	Oid			oid = InvalidOid;
 	Oid			filenode = InvalidOid;
 	char	   *value;
+	bool		by_select;
 
 	memset(txn, 0, sizeof(MigrateSourceTxn));
 	if (conn == NULL || src->transport == 'f')
@@ -116,12 +128,15 @@ migrate_source_begin(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 	if (conn->pg && PQtransactionStatus(conn->pg) != PQTRANS_IDLE)
 		migrate_source_end(conn);
 
-	sql = psprintf(BEGIN_READING "%s%s", lock_statement(range, false),
+	by_select = range &&
+		list_member_oid(((RemoteConn *) conn)->not_lockable, range->remote_oid);
+	sql = psprintf(BEGIN_READING "%s%s", lock_statement(range, by_select),
 				   state_query(range));
 	res = migrate_exec_try(conn, sql);
-	if (wants_select(res))
+	if (!by_select && wants_select(res))
 	{
 		PQclear(res);
+		remember_not_lockable(conn, range->remote_oid);
 		migrate_source_end(conn);
 		sql = psprintf(BEGIN_READING "%s%s", lock_statement(range, true),
 					   state_query(range));
@@ -212,8 +227,8 @@ migrate_source_wait_durable(MigrateConn *conn, MigrateSourceTxn *txn)
 }
 
 /*
- * End the transaction on the source, whatever its state; never an error
- * because it is over already.
+ * End the transaction on the source, whatever its state.  Never an error: a
+ * lost connection has ended it too, and its next use will say so.
  */
 void
 migrate_source_end(MigrateConn *conn)
@@ -225,5 +240,5 @@ migrate_source_end(MigrateConn *conn)
 	if (PQstatus(conn->pg) != CONNECTION_OK)
 		return;
 	if (PQtransactionStatus(conn->pg) != PQTRANS_IDLE)
-		PQclear(migrate_exec(conn, "ROLLBACK"));
+		migrate_exec_quietly(conn, "ROLLBACK");
 }

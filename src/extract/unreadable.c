@@ -85,8 +85,11 @@ halve_blocks(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 	first->block_hi = second->block_hi = hi;
 	if (hi - lo <= 1)
 	{
-		first->block_hi = second->block_hi = lo + 1;
-		return halve_block(conn, src, first, first, second);
+		MigrateRange block = *range;
+
+		block.block_lo = lo;
+		block.block_hi = first->block_hi = second->block_hi = lo + 1;
+		return halve_block(conn, src, &block, first, second);
 	}
 	mid = lo + (hi - lo) / 2;
 	first->block_hi = mid;

@@ -58,7 +58,6 @@ typedef struct Letter
 {
 	int64		id;
 	int			mapping_id;
-	bool		of_index;		/* stage 'index': another row has its key */
 	char	   *key;			/* jsonb text, NULL without */
 	char	   *source_row;
 } Letter;
@@ -137,8 +136,7 @@ take_letters(Replay *replay, int64 after)
 	char		nulls[] = {' ', ' ', replay->target ? ' ' : 'n',
 	replay->ids ? ' ' : 'n', 0};
 
-	migrate_spi_exec("SELECT d.id, d.mapping_id, d.key::text, d.source_row::text,"
-					 " (d.stage = 'index')::int"
+	migrate_spi_exec("SELECT d.id, d.mapping_id, d.key::text, d.source_row::text"
 					 " FROM migrate.dead_letter d JOIN migrate.mapping m USING (mapping_id)"
 					 " WHERE d.job_id = $1 AND d.id > $2 AND d.state = 'open'"
 					 " AND ($3 IS NULL OR m.target = $3 OR m.target_oid = to_regclass($3))"
@@ -154,7 +152,6 @@ take_letters(Replay *replay, int64 after)
 		letter->mapping_id = migrate_spi_int64(i, 1, 0);
 		letter->key = migrate_spi_text(i, 2);
 		letter->source_row = migrate_spi_text(i, 3);
-		letter->of_index = migrate_spi_int64(i, 4, 0) == 1;
 		letters = lappend(letters, letter);
 	}
 	SPI_freetuptable(SPI_tuptable);
@@ -170,18 +167,6 @@ close_letter(Letter *letter, const char *state)
 	migrate_spi_exec("UPDATE migrate.dead_letter SET state = $2,"
 					 " attempts = attempts + 1, updated_at = now() WHERE id = $1",
 					 2, types, values, NULL, SPI_OK_UPDATE);
-}
-
-/* The row still has the fault that it was set aside for. */
-static void
-count_attempt(Letter *letter)
-{
-	Oid			types[] = {INT8OID};
-	Datum		values[] = {Int64GetDatum(letter->id)};
-
-	migrate_spi_exec("UPDATE migrate.dead_letter SET attempts = attempts + 1,"
-					 " updated_at = now() WHERE id = $1",
-					 1, types, values, NULL, SPI_OK_UPDATE);
 }
 
 /*
@@ -211,7 +196,7 @@ merge_letter(Letter *letter)
 					 1, types, values, NULL, SPI_OK_DELETE);
 }
 
-/* The row could not even be fetched: keep the error of that. */
+/* The row was not tried, or could not even be fetched: keep why. */
 static void
 note_error(Letter *letter, ErrorData *edata)
 {
@@ -368,11 +353,15 @@ replay_letter(Replay *replay, Letter *letter)
 		close_letter(letter, "superseded");
 		replay->superseded++;
 	}
-	else if (letter->of_index && letter->key &&
-			 migrate_has_double(t->map, t->src, letter->key))
+	else if (letter->key && migrate_has_double(t->map, t->src, letter->key))
 	{
+		ErrorData	taken = {.sqlerrcode = ERRCODE_UNIQUE_VIOLATION};
+
 		/* the writer would find the other row by the key, and replace it */
-		count_attempt(letter);
+		taken.message = psprintf("another source row maps to the same key of %s",
+								 t->map->target_name);
+		taken.hint = "Correct one of them or the mapping, or discard the letter.";
+		note_error(letter, &taken);
 		replay->failed++;
 	}
 	else if (!load_row(replay, t, letter, batch))
