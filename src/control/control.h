@@ -185,6 +185,7 @@ extern void migrate_budget_check_chunk(void);
  */
 extern void migrate_launcher_register(void);
 extern bool migrate_launcher_present(void);
+extern pid_t migrate_launcher_pid(void);
 
 /* ----------------------------------------------------------------
  * in start.c
