@@ -452,6 +452,7 @@ migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *columns)
 	foreach(lc, d->groups)
 		write_group(d, lfirst(lc), writer);
 	migrate_writer_close(writer);
+	refetch_wait_durable(job, d->src);
 	record(d);
 }
 
