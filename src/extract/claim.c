@@ -127,8 +127,9 @@ claim_given_back(MigrateJob *job, MemoryContext mcxt)
  */
 
 /*
- * Lock the leaf that has most left to do.  What is left of a range of keys is
- * not known; its table's size stands in.
+ * Lock the largest leaf that is not cut up yet.  Sizes are those of the plan,
+ * so that the order is an index's and a claim costs the same however many
+ * leaves there are.
  */
 static Leaf *
 lock_leaf(MigrateJob *job, bool wait)
@@ -144,12 +145,9 @@ lock_leaf(MigrateJob *job, bool wait)
 							  " l.blocks, l.next_block, l.next_key, l.chunk_size"
 							  " FROM migrate.leaf l JOIN migrate.source_table s"
 							  "  ON s.source_id = l.source_id"
-							  " WHERE s.job_id = $1 AND s.state = 'copying'"
+							  " WHERE l.job_id = $1 AND s.state = 'copying'"
 							  " AND NOT l.exhausted"
-							  " ORDER BY CASE s.method WHEN 'block'"
-							  "  THEN l.blocks - l.next_block"
-							  "  ELSE coalesce(s.estimated_bytes, 0) / 8192 END DESC,"
-							  " l.source_id, l.leaf_no"
+							  " ORDER BY l.weight DESC, l.source_id, l.leaf_no"
 							  " LIMIT 1 FOR UPDATE OF l%s", wait ? "" : " SKIP LOCKED"),
 					 1, types, values, NULL, SPI_OK_SELECT);
 	if (SPI_processed == 0)

@@ -26,7 +26,6 @@
 #include "catalog/pg_foreign_server.h"
 #include "commands/defrem.h"
 #include "foreign/foreign.h"
-#include "libpq-events.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -345,7 +344,7 @@ open_connection(RemoteConn *conn, ConnOptions *opts, UserMapping *user,
 	if (PQstatus(conn->pub.pg) != CONNECTION_OK)
 		connect_error(conn, user, pchomp(PQerrorMessage(conn->pub.pg)));
 	(void) PQsetnonblocking(conn->pub.pg, 1);
-	(void) PQregisterEventProc(conn->pub.pg, (PGEventProc) migrate_result_event,
+	(void) PQregisterEventProc(conn->pub.pg, migrate_result_event,
 							   "migrate", NULL);
 	conn->pub.version = PQserverVersion(conn->pub.pg);
 }

@@ -227,8 +227,8 @@ migrate_source_wait_durable(MigrateConn *conn, MigrateSourceTxn *txn)
 }
 
 /*
- * End the transaction on the source, whatever its state; never an error
- * because it is over already.
+ * End the transaction on the source, whatever its state.  Never an error: a
+ * lost connection has ended it too, and its next use will say so.
  */
 void
 migrate_source_end(MigrateConn *conn)
@@ -240,5 +240,5 @@ migrate_source_end(MigrateConn *conn)
 	if (PQstatus(conn->pg) != CONNECTION_OK)
 		return;
 	if (PQtransactionStatus(conn->pg) != PQTRANS_IDLE)
-		PQclear(migrate_exec(conn, "ROLLBACK"));
+		migrate_exec_quietly(conn, "ROLLBACK");
 }
