@@ -169,8 +169,9 @@ extern struct pg_result *migrate_exec(MigrateConn *conn, const char *sql);
 
 /* First column of the first row as text, or NULL. */
 extern char *migrate_exec_value(MigrateConn *conn, const char *sql);
-extern void migrate_report_remote_error(struct pg_result *res, MigrateConn *conn,
-										const char *sql) pg_attribute_noreturn();
+pg_noreturn extern void migrate_report_remote_error(struct pg_result *res,
+													MigrateConn *conn,
+													const char *sql);
 /* True when the server's wrapper is postgres_fdw. */
 extern bool migrate_server_is_postgres(Oid server);
 
