@@ -194,20 +194,28 @@ $$;
 COMMENT ON FUNCTION migrate._foreign_tables(oid) IS
 'the foreign tables of a server and the names they have on the source';
 
-/* Those that the job made or reads already. */
+/*
+ * Those that the job made or reads already; for a source table of which it has
+ * none, those that other jobs made: one import serves them all.
+ */
 CREATE FUNCTION migrate._foreign_tables_of_job(job_id int, server oid)
 RETURNS TABLE (foreign_table regclass, remote_schema text, remote_table text)
 LANGUAGE sql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT f.*
-	FROM migrate._foreign_tables($2) f
-	WHERE f.foreign_table::oid IN (SELECT s.foreign_table FROM migrate.source_table s WHERE s.job_id = $1)
-	   OR f.foreign_table::oid IN (SELECT to_regclass(m.object) FROM migrate.made_object m
-								   WHERE m.job_id = $1 AND m.kind = 'foreign table')
+	SELECT u.foreign_table, u.remote_schema, u.remote_table
+	FROM (SELECT f.*, o.own, bool_or(o.own) OVER (PARTITION BY f.remote_schema, f.remote_table) AS any_own
+		  FROM migrate._foreign_tables($2) f
+		  JOIN (SELECT m.foreign_table, bool_or(m.job_id = $1) AS own
+				FROM (SELECT s.foreign_table, s.job_id FROM migrate.source_table s WHERE s.job_id = $1
+					  UNION ALL
+					  SELECT to_regclass(m.object), m.job_id FROM migrate.made_object m
+					  WHERE m.kind = 'foreign table') m
+				GROUP BY 1) o ON o.foreign_table = f.foreign_table::oid) u
+	WHERE u.own OR NOT u.any_own
 $$;
 COMMENT ON FUNCTION migrate._foreign_tables_of_job(int, oid) IS
-'the foreign tables of a server that a job made or reads';
+'the foreign tables of a server that a job made or reads, or else that other jobs made';
 
 /* Record, then make (DESIGN 4.7). */
 CREATE FUNCTION migrate._make(job_id int, kind text, object text, temporary boolean, ddl text)
@@ -443,7 +451,10 @@ DECLARE
 BEGIN
 	SELECT array_agg(t ORDER BY t) INTO wanted
 	FROM unnest($4) t
-	WHERE NOT EXISTS (SELECT FROM migrate._foreign_tables_of_job($1.job_id, $1.server) f
+	WHERE NOT EXISTS (SELECT
+					  FROM migrate._foreign_tables($1.server) f
+					  JOIN migrate.made_object m ON m.job_id = $1.job_id AND m.kind = 'foreign table'
+												AND to_regclass(m.object) = f.foreign_table
 					  WHERE f.remote_schema = $2 AND f.remote_table = t
 						AND f.foreign_table = to_regclass(format('%I.%I', $3, t)));
 	IF wanted IS NULL THEN

@@ -156,23 +156,25 @@ BEGIN
 			MESSAGE = format('%s must not contain the marker of compiled mappings', $1),
 			HINT = 'Take the comment out of the expression.';
 	END IF;
-	PERFORM migrate._execute_under($6,
-		format(CASE WHEN $5 THEN 'SELECT 1 FROM %s AS %s WHERE false AND %s'
-					ELSE 'SELECT 1 FROM %s AS %s WHERE false AND (%s IS NULL)' END,
-			   migrate._name_of($3), $4, $2));
-EXCEPTION
-	WHEN query_canceled OR insufficient_privilege THEN
-		RAISE;
-	WHEN syntax_error_or_access_rule_violation OR data_exception
-		OR feature_not_supported OR program_limit_exceeded THEN
-		GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
-		RAISE EXCEPTION USING ERRCODE = SQLSTATE,
-			MESSAGE = format('%s: %s', $1, SQLERRM),
-			DETAIL = format('The expression is: %s', $2),
-			HINT = coalesce(nullif(hint, '') || ' ', '')
-				   || format('Columns of %s are: %s.', migrate._name_of($3),
-							 coalesce((SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.attnum)
-									   FROM migrate._columns_of($3) c), 'none'));
+	BEGIN
+		PERFORM migrate._execute_under($6,
+			format(CASE WHEN $5 THEN 'SELECT 1 FROM %s AS %s WHERE false AND %s'
+						ELSE 'SELECT 1 FROM %s AS %s WHERE false AND (%s IS NULL)' END,
+				   migrate._name_of($3), $4, $2));
+	EXCEPTION
+		WHEN insufficient_privilege THEN
+			RAISE;
+		WHEN syntax_error_or_access_rule_violation OR data_exception
+			OR feature_not_supported OR program_limit_exceeded THEN
+			GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
+			RAISE EXCEPTION USING ERRCODE = SQLSTATE,
+				MESSAGE = format('%s: %s', $1, SQLERRM),
+				DETAIL = format('The expression is: %s', $2),
+				HINT = coalesce(nullif(hint, '') || ' ', '')
+					   || format('Columns of %s are: %s.', migrate._name_of($3),
+								 coalesce((SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.attnum)
+										   FROM migrate._columns_of($3) c), 'none'));
+	END;
 END
 $$;
 COMMENT ON FUNCTION migrate._check_expression(text, text, oid, text, boolean, text) IS
@@ -312,7 +314,7 @@ DECLARE
 	c		record;
 	other	record;
 BEGIN
-	SELECT r.relkind, r.relpersistence, r.relnamespace, n.nspname INTO c
+	SELECT r.relkind, r.relpersistence, r.relname, n.nspname INTO c
 	FROM pg_class r JOIN pg_namespace n ON n.oid = r.relnamespace WHERE r.oid = $1;
 	IF c.relkind NOT IN ('r', 'p') THEN
 		RAISE EXCEPTION USING ERRCODE = '42809',
@@ -324,7 +326,7 @@ BEGIN
 			HINT = 'Choose a table of your own.';
 	ELSIF c.relpersistence = 't' THEN
 		RAISE EXCEPTION USING ERRCODE = '42809',
-			MESSAGE = format('target %s is a temporary table', migrate._name_of($1)),
+			MESSAGE = format('target "%s" is a temporary table', c.relname),
 			HINT = 'Workers cannot see it; choose a permanent table.';
 	END IF;
 	SELECT j.job, m.owns INTO other
@@ -551,7 +553,7 @@ BEGIN
 	WHERE NOT EXISTS (SELECT FROM migrate._columns_of($2) t WHERE t.name = n.name);
 	IF bad IS NOT NULL THEN
 		RAISE EXCEPTION USING ERRCODE = '42703',
-			MESSAGE = format('target %s lacks column %s', shown, bad),
+			MESSAGE = format('target %s lacks column%s %s', shown, CASE WHEN strpos(bad, ', ') > 0 THEN 's' ELSE '' END, bad),
 			HINT = CASE
 				WHEN $3 IS NOT NULL THEN 'The columns of the mapping function''s row must be columns of the target.'
 				WHEN $4 IS NOT NULL THEN 'Keys of columns are target columns, their values are expressions over the source row.'
@@ -562,7 +564,7 @@ BEGIN
 	WHERE t.required AND NOT given ? t.name;
 	IF bad IS NOT NULL THEN
 		RAISE EXCEPTION USING ERRCODE = '23502',
-			MESSAGE = format('target %s needs a value for column %s, which the mapping does not give', shown, bad),
+			MESSAGE = format('target %s needs values that the mapping does not give, for: %s', shown, bad),
 			HINT = 'Give it with columns or mapping, or let the column have a default.';
 	END IF;
 
@@ -617,20 +619,27 @@ DECLARE
 	plain	text[];
 	bad		text;
 	lost	boolean;
+	primary_key text[] := ARRAY(SELECT a.attname::text FROM pg_index i
+								CROSS JOIN LATERAL unnest(i.indkey::int2[]) n(num)
+								JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = n.num
+								WHERE i.indrelid = $4 AND i.indisprimary);
 BEGIN
 	IF $1 IS NULL THEN
-		-- the column that has the key column's value, else the one of its name
-		SELECT jsonb_object_agg(coalesce(m.col, n.col), coalesce(m.expr, CASE WHEN $8 THEN format('source.%I', k.name) ELSE n.expr END))
-			   FILTER (WHERE m.col IS NOT NULL OR n.col IS NOT NULL),
-			   bool_or(m.col IS NULL AND n.col IS NULL)
+		-- the column that has the key column's value or its name, rather one
+		-- that is in the target's primary key
+		SELECT jsonb_object_agg(m.col, m.expr) FILTER (WHERE m.col IS NOT NULL), bool_or(m.col IS NULL)
 		INTO map, lost
 		FROM unnest($2.key_columns) k(name)
 		LEFT JOIN LATERAL (
-			SELECT c.col, c.expr FROM unnest($6, $7) c(col, expr)
-			WHERE c.expr = format('source.%I', k.name)
-			ORDER BY c.col = k.name DESC, c.col LIMIT 1) m ON true
-		LEFT JOIN LATERAL (
-			SELECT c.col, c.expr FROM unnest($6, $7) c(col, expr) WHERE c.col = k.name) n ON true;
+			SELECT c.col, CASE WHEN $8 THEN format('source.%I', k.name) ELSE c.expr END AS expr
+			FROM unnest($6, $7) c(col, expr)
+			WHERE c.expr = format('source.%I', k.name) OR c.col = k.name
+			ORDER BY c.col = ANY (primary_key) DESC, c.expr = format('source.%I', k.name) DESC, c.col = k.name DESC, c.col
+			LIMIT 1) m ON true;
+		-- constants in the primary key tell this mapping's rows from others'
+		SELECT map || coalesce(jsonb_object_agg(c.col, c.expr), '{}') INTO map
+		FROM unnest($6, $7) c(col, expr)
+		WHERE NOT $8 AND c.col = ANY (primary_key) AND c.expr ~ '^(\(-[0-9.e+]+\)|[0-9.e+]+|true|false)$';
 		RETURN CASE WHEN lost THEN NULL ELSE map END;
 	END IF;
 

@@ -61,7 +61,7 @@ BEGIN
 								 'io worker');
 	IF slots - taken < wanted AND $1.wanted <> 'run' THEN
 		RETURN QUERY SELECT 'worker_slots', $1.job, 'warn',
-			format('%s of %s worker processes are free, the job wants %s', slots - taken, slots, wanted),
+			format('%s of %s worker processes (max_worker_processes) are free, the job wants %s', slots - taken, slots, wanted),
 			'Raise max_worker_processes (needs a restart) or lower option workers; with fewer the copy is slower, and with none it waits.';
 	END IF;
 	IF EXISTS (SELECT FROM pg_settings s
@@ -130,8 +130,9 @@ BEGIN
 			   d.readable, d.row_security, d.children, d.remote_table IS NULL AS gone
 		FROM migrate.source_table s
 		LEFT JOIN (SELECT x.* FROM (SELECT array_agg(o.remote_schema) AS a, array_agg(o.remote_table) AS b
-									FROM migrate.source_table o
-									WHERE o.job_id = $1.job_id AND o.remote_table IS NOT NULL) n
+									FROM (SELECT DISTINCT o.remote_schema, o.remote_table
+										  FROM migrate.source_table o
+										  WHERE o.job_id = $1.job_id AND o.remote_table IS NOT NULL) o) n
 				   CROSS JOIN LATERAL migrate._remote_describe($1.server, n.a, n.b) x
 				   WHERE n.a IS NOT NULL) d USING (remote_schema, remote_table)
 		WHERE s.job_id = $1.job_id
@@ -173,7 +174,7 @@ BEGIN
 		JOIN jsonb_array_elements(t.columns) k ON k ->> 'name' = c.remote_name
 		WHERE k ->> 'type' <> c.type;
 		IF diff IS NOT NULL THEN
-			RETURN QUERY SELECT 'types', t.source, 'warn', format('the foreign table declares other types: %s', diff),
+			RETURN QUERY SELECT 'types', t.source, 'warn', format('foreign table %s declares other types: %s', migrate._name_of(t.foreign_table), diff),
 				'Values are converted by their text form; those that the declared type refuses become dead letters.';
 		END IF;
 		SELECT string_agg(format('%I', c.local_name), ', ' ORDER BY c.attnum) INTO diff
@@ -263,7 +264,7 @@ BEGIN
 			END;
 			SELECT count(*) INTO n FROM pg_index i WHERE i.indrelid = m.target_oid;
 			IF n > 0 THEN
-				RETURN QUERY SELECT 'target_indexes', m.target, 'warn', format('%s index(es) are kept up to date row by row', n),
+				RETURN QUERY SELECT 'target_indexes', m.target, 'warn', format('%s kept up to date row by row', CASE n WHEN 1 THEN 'an index is' ELSE n || ' indexes are' END),
 					'The copy is faster into a table without indexes: drop all but what the key needs and build them afterwards.';
 			END IF;
 		END IF;
@@ -280,14 +281,20 @@ $$;
 COMMENT ON FUNCTION migrate._preflight_target(migrate.job) IS 'findings about the target tables';
 
 CREATE FUNCTION migrate._query_under(path text, query text) RETURNS jsonb
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	result	jsonb;
 BEGIN
-	PERFORM pg_catalog.set_config('search_path', $1, true);
-	EXECUTE $2 INTO result;
+	BEGIN
+		PERFORM set_config('search_path', $1, true);
+		EXECUTE $2 INTO result;
+		-- what a mapping writes on the way is not to stay
+		RAISE EXCEPTION USING ERRCODE = 'MGUND';
+	EXCEPTION WHEN SQLSTATE 'MGUND' THEN
+		NULL;
+	END;
 	RETURN result;
 END
 $$;
@@ -362,7 +369,7 @@ BEGIN
 		END;
 		-- P15
 		SELECT string_agg(migrate._name_of(r), ', ' ORDER BY migrate._name_of(r)) INTO list
-		FROM unnest(reads_tables) r
+		FROM (SELECT DISTINCT unnest(reads_tables)) u(r)
 		WHERE r <> ft AND migrate._name_of(r) <> ALL (m.reads);
 		IF list IS NOT NULL THEN
 			RETURN QUERY SELECT 'reads', m.target, 'warn', format('the mapping reads tables that are not declared: %s', list),
@@ -514,7 +521,8 @@ BEGIN
 		END IF;
 		SELECT bool_or(d.row_security) INTO rls
 		FROM (SELECT array_agg(o.remote_schema) AS a, array_agg(o.remote_table) AS b
-			  FROM migrate.source_table o WHERE o.job_id = j.job_id) n
+			  FROM (SELECT DISTINCT o.remote_schema, o.remote_table
+					FROM migrate.source_table o WHERE o.job_id = j.job_id) o) n
 		CROSS JOIN LATERAL migrate._remote_describe(j.server, n.a, n.b) d
 		WHERE n.a IS NOT NULL;
 	EXCEPTION WHEN OTHERS THEN
@@ -528,7 +536,7 @@ BEGIN
 	ORDER BY s.remote_schema;
 	RETURN QUERY
 	SELECT format('GRANT SELECT ON TABLE %I.%I TO %I;', s.remote_schema, s.remote_table, role)
-	FROM migrate.source_table s WHERE s.job_id = j.job_id
+	FROM (SELECT DISTINCT t.remote_schema, t.remote_table FROM migrate.source_table t WHERE t.job_id = j.job_id) s
 	ORDER BY s.remote_schema, s.remote_table;
 	IF rls THEN
 		RETURN NEXT format('ALTER ROLE %I BYPASSRLS;', role);

@@ -113,10 +113,11 @@ JOIN migrate.job j USING (job_id)
 JOIN source s USING (source_id)
 LEFT JOIN dead USING (mapping_id)
 CROSS JOIN LATERAL (
-	-- an estimate never shows 100 before the end
+	-- an estimate never shows 100 before the end; without one it is not known
 	SELECT CASE WHEN s.complete THEN 100.0
 				WHEN s.state = 'pending' THEN 0.0
-				ELSE least(99.9, round(100.0 * s.rows_done / greatest(s.estimated_rows, 1), 1)) END AS percent
+				WHEN s.estimated_rows IS NOT NULL THEN
+					least(99.9, round(100.0 * s.rows_done / greatest(s.estimated_rows, 1), 1)) END AS percent
 ) p
 ORDER BY j.job, m.target, s.source;
 COMMENT ON VIEW migrate.progress IS

@@ -46,6 +46,7 @@ typedef struct MigrateLoaderArgs
 /* signals, connection as "owner" (InvalidOid: bootstrap superuser), settings */
 extern void migrate_worker_init(Oid database, Oid owner);
 extern void migrate_worker_reload(void);
+extern char *migrate_owner_search_path;
 
 /* fill in what is common; name is cut to fit */
 extern void migrate_worker_describe(BackgroundWorker *worker, const char *type,
@@ -184,6 +185,7 @@ extern void migrate_budget_check_chunk(void);
  */
 extern void migrate_launcher_register(void);
 extern bool migrate_launcher_present(void);
+extern pid_t migrate_launcher_pid(void);
 
 /* ----------------------------------------------------------------
  * in start.c

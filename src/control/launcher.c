@@ -8,8 +8,9 @@
  * in shared_preload_libraries.  It is connected to no database, so that it
  * never stands in the way of DROP DATABASE; for each database it starts a
  * short-lived "migrate starter", one after the other, which looks for the
- * extension and registers a job worker for each job that should run and has
- * none.
+ * extension and for jobs that should run and have no worker, and leaves what
+ * it found in shared memory; when it has ended, and its worker slot is free
+ * again, the launcher registers the job workers.
  *
  *	  look at all databases -> sleep 60 s, or until a job worker has ended
  *	  (it is their bgw_notify_pid) -> look again ...
@@ -17,7 +18,8 @@
  * A job whose worker keeps dying makes each look start something: the pause
  * between looks then grows from 1 s to 60 s.
  *
- * Shared memory: one small struct (LauncherShared).  Nothing is left behind by
+ * Shared memory: one small struct (LauncherShared), a letter box of one
+ * starter at a time.  Nothing is left behind by
  * a crash; the postmaster starts the launcher again.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
@@ -59,10 +61,20 @@ PGDLLEXPORT void migrate_starter_main(Datum main_arg);
 /* datconnlimit of a database whose DROP was interrupted (15.4 and later) */
 #define INVALID_DATABASE (-2)
 
+/* more jobs than this in one database are found by the next look */
+#define MAX_FOUND 64
+
 typedef struct LauncherShared
 {
 	pid_t		pid;			/* written by the launcher */
-	pg_atomic_uint32 started;	/* counted by starters: job workers */
+
+	/* emptied by the launcher, written by the one starter that runs */
+	int			nfound;
+	struct
+	{
+		MigrateJobArgs args;
+		char		name[BGW_MAXLEN];
+	}			found[MAX_FOUND];
 } LauncherShared;
 
 static LauncherShared *launcher = NULL;
@@ -93,7 +105,7 @@ init_memory(void)
 	if (!found)
 	{
 		launcher->pid = 0;
-		pg_atomic_init_u32(&launcher->started, 0);
+		launcher->nfound = 0;
 	}
 	LWLockRelease(AddinShmemInitLock);
 }
@@ -111,6 +123,13 @@ migrate_launcher_register(void)
 	migrate_worker_describe(&worker, "migrate launcher", NULL, "migrate_launcher_main");
 	worker.bgw_restart_time = 5;
 	RegisterBackgroundWorker(&worker);
+}
+
+/* To be told when a job worker ends; 0 when there is no launcher. */
+pid_t
+migrate_launcher_pid(void)
+{
+	return launcher ? launcher->pid : 0;
 }
 
 /* Is there one that starts what should run? */
@@ -167,6 +186,7 @@ visit(Oid database)
 	BackgroundWorker worker;
 	BackgroundWorkerHandle *handle;
 
+	launcher->nfound = 0;
 	migrate_worker_describe(&worker, "migrate starter", NULL, "migrate_starter_main");
 	worker.bgw_main_arg = ObjectIdGetDatum(database);
 	worker.bgw_notify_pid = MyProcPid;
@@ -177,22 +197,47 @@ visit(Oid database)
 	return true;
 }
 
+/* Job workers for what a starter has found; false: no worker slot is free. */
+static bool
+start_found(void)
+{
+	for (int i = 0; i < launcher->nfound; i++)
+		if (!migrate_register_job_worker(&launcher->found[i].args,
+										 launcher->found[i].name, MyProcPid))
+			return false;
+	return true;
+}
+
+static void
+tell_no_slot(void)
+{
+	ereport(LOG,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("no worker slot is free to start migrate jobs"),
+			 errdetail("All of max_worker_processes (%d) are in use.", max_worker_processes),
+			 errhint("Raise max_worker_processes.")));
+}
+
 /* All databases; true when a job worker was started. */
 static bool
 look(void)
 {
-	uint32		before = pg_atomic_read_u32(&launcher->started);
+	bool		started = false;
 	ListCell   *lc;
 
 	pgstat_report_activity(STATE_RUNNING, "looking for jobs that should run");
 	foreach(lc, databases())
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (!visit(lfirst_oid(lc)))
+		if (!visit(lfirst_oid(lc)) || !start_found())
+		{
+			tell_no_slot();
 			break;
+		}
+		started |= launcher->nfound > 0;
 	}
 	pgstat_report_activity(STATE_IDLE, NULL);
-	return pg_atomic_read_u32(&launcher->started) != before;
+	return started;
 }
 
 /*
@@ -280,11 +325,11 @@ extension_is_here(void)
 }
 
 /*
- * Start what should run.  Owners that are gone or, where that matters, cannot
- * log in are left out: the worker would only die.
+ * Find what should run and does not.  Owners that are gone or, where that
+ * matters, cannot log in are left out: the worker would only die.
  */
 static void
-start_jobs(void)
+find_jobs(void)
 {
 	SPITupleTable *table;
 	uint64		n;
@@ -297,7 +342,7 @@ start_jobs(void)
 					 0, NULL, NULL, NULL, SPI_OK_SELECT);
 	table = SPI_tuptable;
 	n = SPI_processed;
-	for (uint64 i = 0; i < n; i++)
+	for (uint64 i = 0; i < n && launcher->nfound < MAX_FOUND; i++)
 	{
 		MigrateJobArgs args = {
 			.database = MyDatabaseId,
@@ -308,16 +353,10 @@ start_jobs(void)
 
 		if (migrate_job_alive(args.job_id))
 			continue;
-		pg_atomic_fetch_add_u32(&launcher->started, 1);
-		if (!migrate_register_job_worker(&args, SPI_getvalue(table->vals[i], table->tupdesc, 3),
-										 launcher->pid))
-		{
-			ereport(WARNING,
-					(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-					 errmsg("no worker slot is free to start the migrate jobs of database %u", MyDatabaseId),
-					 errhint("Raise max_worker_processes.")));
-			break;
-		}
+		launcher->found[launcher->nfound].args = args;
+		migrate_clip(launcher->found[launcher->nfound].name, BGW_MAXLEN,
+					 SPI_getvalue(table->vals[i], table->tupdesc, 3));
+		launcher->nfound++;
 	}
 }
 
@@ -328,7 +367,7 @@ migrate_starter_main(Datum main_arg)
 	StartTransactionCommand();
 	migrate_spi_begin();
 	if (extension_is_here())
-		start_jobs();
+		find_jobs();
 	migrate_spi_end();
 	CommitTransactionCommand();
 	proc_exit(0);

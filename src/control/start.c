@@ -190,7 +190,7 @@ migrate_launch(PG_FUNCTION_ARGS)
 	args.owner = job->owner;
 	args.job_id = job_id;
 	args.xid = GetTopTransactionIdIfAny();
-	if (!migrate_register_job_worker(&args, job->name, 0))
+	if (!migrate_register_job_worker(&args, job->name, migrate_launcher_pid()))
 	{
 		no_slot(job);
 		PG_RETURN_BOOL(false);

@@ -27,6 +27,7 @@
 #include "pgstat.h"
 #include "storage/latch.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/timeout.h"
 
@@ -71,10 +72,11 @@ refill(double tokens, int64 rate, double seconds)
 
 /*
  * Take rows and bytes, and say how long to wait, in ms (0: go on), and for
- * which limit.
+ * which limit.  *value is what all loaders have asked for against one
+ * second's worth, that is the limit and the bucket's debt.
  */
 static long
-take(int64 rows, int64 bytes, const char **limit, int64 *threshold)
+take(int64 rows, int64 bytes, const char **limit, double *value, int64 *threshold)
 {
 	MigrateShared *s = migrate_shared;
 	TimestampTz now = GetCurrentTimestamp();
@@ -93,6 +95,7 @@ take(int64 rows, int64 bytes, const char **limit, int64 *threshold)
 	byte_wait = s->byte_tokens < 0 ? -s->byte_tokens / s->bytes_per_second : 0;
 	*limit = row_wait >= byte_wait ? "rows_per_second" : "bytes_per_second";
 	*threshold = row_wait >= byte_wait ? s->rows_per_second : s->bytes_per_second;
+	*value = *threshold - (row_wait >= byte_wait ? s->row_tokens : s->byte_tokens);
 	SpinLockRelease(&s->mutex);
 	return (long) ceil(Min(Max(row_wait, byte_wait), 1000000) * 1000);
 }
@@ -116,19 +119,13 @@ abandon(void)
 }
 
 /*
- * Account for what was read and wait while it is too much.  The measured
- * value told is this process's own speed since it last went on from here.
+ * Account for what was read and wait while it is too much.
  */
 void
 migrate_throttle(int64 rows, int64 bytes)
 {
-	static TimestampTz went_on = 0;
-	TimestampTz now = GetCurrentTimestamp();
-	double		seconds = went_on ? Max(now - went_on, 1) / 1e6 : 1;
 	bool		waited = false;
 	char		phase[sizeof(migrate_shared->slots[0].phase)];
-	const char *limit;
-	int64		threshold;
 
 	CHECK_FOR_INTERRUPTS();
 	if (migrate_shared == NULL)
@@ -136,9 +133,13 @@ migrate_throttle(int64 rows, int64 bytes)
 	migrate_budget_check_chunk();
 	for (;;)
 	{
-		long		wait = take(rows, bytes, &limit, &threshold);
+		const char *limit;
+		double		value;
+		int64		threshold;
+		long		wait = take(rows, bytes, &limit, &value, &threshold);
 		bool		hold = migrate_shared->hold;
 
+		rows = bytes = 0;		/* taken */
 		if (wait <= 0 && !hold)
 			break;
 		if (!waited)
@@ -146,17 +147,14 @@ migrate_throttle(int64 rows, int64 bytes)
 			strlcpy(phase, migrate_shared->slots[migrate_my_slot].phase, sizeof(phase));
 			migrate_worker_phase("throttle");
 			waited = true;
-			if (wait > 0)
-			{
-				double		value = limit[0] == 'r' ? rows : bytes;
-				char		text[sizeof(migrate_shared->throttle)];
-
-				snprintf(text, sizeof(text), "%s: %.1f > " INT64_FORMAT,
-						 limit, value / seconds, threshold);
-				tell(text);
-			}
 		}
-		rows = bytes = 0;		/* taken */
+		if (wait > 0)
+		{
+			char		text[sizeof(migrate_shared->throttle)];
+
+			snprintf(text, sizeof(text), "%s: %.1f > " INT64_FORMAT, limit, value, threshold);
+			tell(text);
+		}
 		if (migrate_my_slot == 0)
 			migrate_job_worker_glance();
 		if (migrate_shared->stop)
@@ -170,7 +168,6 @@ migrate_throttle(int64 rows, int64 bytes)
 		migrate_worker_phase(phase);
 	else if (migrate_shared->throttle[0] != '\0')
 		tell("");
-	went_on = GetCurrentTimestamp();
 }
 
 /* ----------------------------------------------------------------
@@ -189,12 +186,18 @@ parse_value(const char *text)
 	return DatumGetFloat8(DirectFunctionCall1(float8in, CStringGetDatum(text)));
 }
 
-/* First column of the first row here, NULL when there is none. */
+/*
+ * First column of the first row here, NULL when there is none.  Names are
+ * looked up as in a new session of the owner.
+ */
 static char *
 value_here(const char *query, MemoryContext mcxt)
 {
 	char	   *value = NULL;
+	int			nest = NewGUCNestLevel();
 
+	(void) set_config_option("search_path", migrate_owner_search_path, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	migrate_spi_begin();
 	if (SPI_execute(query, false, 1) != SPI_OK_SELECT)
 		ereport(ERROR,
@@ -208,6 +211,7 @@ value_here(const char *query, MemoryContext mcxt)
 		MemoryContextSwitchTo(old);
 	}
 	migrate_spi_end();
+	AtEOXact_GUC(true, nest);
 	return value;
 }
 

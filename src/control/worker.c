@@ -40,6 +40,9 @@
  */
 #define MIGRATE_LOCK_SPACE 0x4d47
 
+/* what the database and role set it to, for statements that the DBA wrote */
+char	   *migrate_owner_search_path = "";
+
 /*
  * SIGTERM ends the process at the next CHECK_FOR_INTERRUPTS, which every wait
  * of ours has.  Role and database settings that would change what our
@@ -54,6 +57,8 @@ migrate_worker_init(Oid database, Oid owner)
 	BackgroundWorkerInitializeConnectionByOid(database, owner,
 											  MIGRATE_BGW_CONNECT_FLAGS);
 
+	migrate_owner_search_path = MemoryContextStrdup(TopMemoryContext,
+													GetConfigOption("search_path", false, false));
 	SetConfigOption("search_path", "pg_catalog, pg_temp", PGC_USERSET, PGC_S_SESSION);
 	SetConfigOption("default_transaction_isolation", "read committed",
 					PGC_USERSET, PGC_S_SESSION);

@@ -127,14 +127,34 @@ claim_given_back(MigrateJob *job, MemoryContext mcxt)
  */
 
 /*
- * Lock the leaf that has most left to do.  What is left of a range of keys is
- * not known; its table's size stands in.
+ * The tables of a job that has just been planned have no statistics, and the
+ * planner would sort all leaves: it shall read them in the index's order.
+ */
+static int
+follow_index_order(void)
+{
+	int			level = NewGUCNestLevel();
+
+	(void) set_config_option("enable_sort", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	return level;
+}
+
+/*
+ * Lock the largest leaf that is not cut up yet.  Sizes are those of the plan,
+ * so that the order is an index's and a claim costs the same however many
+ * leaves there are.
  */
 static Leaf *
 lock_leaf(MigrateJob *job, bool wait)
 {
 	Oid			types[] = {INT4OID};
 	Datum		values[] = {Int32GetDatum(job->job_id)};
+	int			level = follow_index_order();
 	Leaf	   *leaf;
 	Datum		value;
 	bool		isnull;
@@ -144,14 +164,12 @@ lock_leaf(MigrateJob *job, bool wait)
 							  " l.blocks, l.next_block, l.next_key, l.chunk_size"
 							  " FROM migrate.leaf l JOIN migrate.source_table s"
 							  "  ON s.source_id = l.source_id"
-							  " WHERE s.job_id = $1 AND s.state = 'copying'"
+							  " WHERE l.job_id = $1 AND s.state = 'copying'"
 							  " AND NOT l.exhausted"
-							  " ORDER BY CASE s.method WHEN 'block'"
-							  "  THEN l.blocks - l.next_block"
-							  "  ELSE coalesce(s.estimated_bytes, 0) / 8192 END DESC,"
-							  " l.source_id, l.leaf_no"
+							  " ORDER BY l.weight DESC, l.source_id, l.leaf_no"
 							  " LIMIT 1 FOR UPDATE OF l%s", wait ? "" : " SKIP LOCKED"),
 					 1, types, values, NULL, SPI_OK_SELECT);
+	AtEOXact_GUC(true, level);
 	if (SPI_processed == 0)
 		return NULL;
 	leaf = palloc0(sizeof(Leaf));

@@ -12,6 +12,7 @@
 
 #include "migrate.h"
 
+#include "libpq-events.h"
 #include "libpq-fe.h"
 
 /* ----------------------------------------------------------------
@@ -31,15 +32,17 @@ typedef struct RemoteConn
 } RemoteConn;
 
 extern const char *migrate_conn_name(MigrateConn *conn);
-extern int	migrate_result_event(int event, void *info, void *arg);
+extern int	migrate_result_event(PGEventId event, void *info, void *arg);
 extern void migrate_remote_start(MigrateConn *conn, const char *sql,
 								 bool single_statement);
 extern PGresult *migrate_remote_next_result(MigrateConn *conn);
 extern int	migrate_remote_copy_data(MigrateConn *conn, char **buffer);
 extern PGresult *migrate_exec_extended(MigrateConn *conn, const char *sql);
 extern PGresult *migrate_exec_try(MigrateConn *conn, const char *sql);
+extern void migrate_exec_quietly(MigrateConn *conn, const char *sql);
 extern bool migrate_result_ok(PGresult *res);
 extern bool migrate_result_is(PGresult *res, int sqlerrcode);
+extern void migrate_remote_cancel(PGconn *pg);
 extern void migrate_remote_settle(MigrateConn *conn);
 extern char *migrate_result_value(PGresult *res, int row, int col);
 extern void migrate_report_conn_error(MigrateConn *conn, const char *sql)

@@ -155,8 +155,10 @@ note_relation(PlanSource *ps, PGresult *res, int row, int64 block_size)
 	leaf->filenode = (Oid) field_int64(res, row, 4);
 	leaf->bytes = field_int64(res, row, 5);
 	leaf->reltuples = atof(PQgetvalue(res, row, 6));
+	/* ctid is readable with a privilege on the whole table only */
 	leaf->heap = (relkind == RELKIND_RELATION || relkind == RELKIND_MATVIEW) &&
-		strcmp(PQgetvalue(res, row, 9), "heap") == 0;
+		strcmp(PQgetvalue(res, row, 9), "heap") == 0 &&
+		PQgetvalue(res, row, 10)[0] == 't';
 	leaf->blocks = leaf->heap ? leaf->bytes / block_size : 0;
 	if (is_root)
 	{
@@ -203,7 +205,7 @@ ask_relations(List *sources, MigrateConn *conn)
 				   "  (has_table_privilege(c.oid, 'SELECT') OR"
 				   "   has_any_column_privilege(c.oid, 'SELECT')),"
 				   "  EXISTS (SELECT FROM root r WHERE r.id = t.id AND r.oid = t.oid),"
-				   "  coalesce(a.amname, '')"
+				   "  coalesce(a.amname, ''), has_table_privilege(c.oid, 'SELECT')"
 				   " FROM tree t JOIN pg_class c ON c.oid = t.oid"
 				   " JOIN pg_namespace n ON n.oid = c.relnamespace"
 				   " LEFT JOIN pg_am a ON a.oid = c.relam"
@@ -537,6 +539,7 @@ read_by_wrapper(PlanSource *ps)
 	initStringInfo(&name);
 	migrate_append_from(&name, ps->src, NULL);
 	leaf->relation = name.data;
+	leaf->bytes = ps->bytes;
 	ps->leaves = list_make1(leaf);
 	if (!ps->remote)
 	{
@@ -611,10 +614,12 @@ plans_as_json(List *sources, MigrateJob *job, StringInfo tables, StringInfo leav
 			PlanLeaf   *leaf = lfirst(lc2);
 
 			appendStringInfo(leaves, "%s{\"id\":%d,\"no\":%d,\"oid\":%u,\"filenode\":%u,"
-							 "\"blocks\":" INT64_FORMAT ",\"size\":" INT64_FORMAT ",\"relation\":",
+							 "\"blocks\":" INT64_FORMAT ",\"weight\":" INT64_FORMAT
+							 ",\"size\":" INT64_FORMAT ",\"relation\":",
 							 leaves->len > 1 ? "," : "", src->source_id,
 							 foreach_current_index(lc2) + 1, leaf->oid, leaf->filenode,
-							 leaf->blocks, first_chunk_size(src, job));
+							 leaf->blocks, leaf->bytes / BLCKSZ,
+							 first_chunk_size(src, job));
 			escape_json(leaves, leaf->relation);
 			appendStringInfoChar(leaves, '}');
 		}
@@ -628,8 +633,8 @@ store_plans(List *sources, MigrateJob *job)
 {
 	StringInfoData tables;
 	StringInfoData leaves;
-	Oid			types[] = {TEXTOID};
-	Datum		values[1];
+	Oid			types[] = {TEXTOID, INT4OID};
+	Datum		values[2];
 
 	plans_as_json(sources, job, &tables, &leaves);
 	SPI_connect();
@@ -647,13 +652,14 @@ store_plans(List *sources, MigrateJob *job)
 					 " WHERE s.source_id = r.id",
 					 1, types, values, NULL, SPI_OK_UPDATE);
 	values[0] = CStringGetTextDatum(leaves.data);
-	migrate_spi_exec("INSERT INTO migrate.leaf (source_id, leaf_no, relation, remote_oid,"
-					 " remote_filenode, blocks, chunk_size)"
-					 " SELECT r.id, r.no, r.relation, nullif(r.oid, 0), nullif(r.filenode, 0),"
-					 " r.blocks, r.size FROM pg_catalog.jsonb_to_recordset($1::jsonb) AS r"
+	values[1] = Int32GetDatum(job->job_id);
+	migrate_spi_exec("INSERT INTO migrate.leaf (source_id, leaf_no, job_id, relation,"
+					 " remote_oid, remote_filenode, blocks, weight, chunk_size)"
+					 " SELECT r.id, r.no, $2, r.relation, nullif(r.oid, 0),"
+					 " nullif(r.filenode, 0), r.blocks, r.weight, r.size FROM pg_catalog.jsonb_to_recordset($1::jsonb) AS r"
 					 " (id int, no int, relation text, oid oid, filenode oid,"
-					 "  blocks bigint, size bigint)",
-					 1, types, values, NULL, SPI_OK_INSERT);
+					 "  blocks bigint, weight bigint, size bigint)",
+					 2, types, values, NULL, SPI_OK_INSERT);
 	SPI_finish();
 }
 

@@ -244,7 +244,7 @@ migrate_copy_reader_open(MigrateReader *reader)
 	CopyReader *copy;
 	int			natts;
 	bool		binary = src->binary &&
-		pg_get_client_encoding() == GetDatabaseEncoding();
+	pg_get_client_encoding() == GetDatabaseEncoding();
 
 	if (reader->conn == NULL)
 		elog(ERROR, "no connection to read source \"%s\"", src->label);
@@ -315,8 +315,8 @@ abandon_remote_copy(CopyReader *copy)
 	 * the cancel came too late, and then nothing has to be undone.
 	 */
 	if (PQtransactionStatus(conn->pg) == PQTRANS_INERROR)
-		PQclear(migrate_exec_try(conn, "ROLLBACK TO SAVEPOINT " READ_SAVEPOINT
-								 "; RELEASE SAVEPOINT " READ_SAVEPOINT));
+		migrate_exec_quietly(conn, "ROLLBACK TO SAVEPOINT " READ_SAVEPOINT
+							 "; RELEASE SAVEPOINT " READ_SAVEPOINT);
 }
 
 void

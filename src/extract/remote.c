@@ -22,7 +22,6 @@
  */
 #include "extract/extract.h"
 
-#include "libpq-events.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -55,14 +54,14 @@ migrate_conn_name(MigrateConn *conn)
 
 /* Called by libpq; a result that is cleared takes its guard's hand off it. */
 int
-migrate_result_event(int event, void *info, void *arg)
+migrate_result_event(PGEventId event, void *info, void *arg)
 {
 	if (event == PGEVT_RESULTDESTROY)
 	{
 		PGresult   *res = ((PGEventResultDestroy *) info)->result;
 		ResultGuard *guard;
 
-		guard = PQresultInstanceData(res, (PGEventProc) migrate_result_event);
+		guard = PQresultInstanceData(res, migrate_result_event);
 		if (guard)
 			guard->res = NULL;
 	}
@@ -104,7 +103,13 @@ migrate_remote_next_result(MigrateConn *conn)
 		pfree(guard);
 		return NULL;
 	}
-	if (PQresultSetInstanceData(res, (PGEventProc) migrate_result_event, guard))
+
+	/*
+	 * libpq skips the event of the end for results whose beginning it did not
+	 * announce, which is so for those of a broken connection: announce it.
+	 */
+	if (PQfireResultCreateEvents(conn->pg, res) &&
+		PQresultSetInstanceData(res, migrate_result_event, guard))
 	{
 		guard->res = res;
 		guard->callback.func = clear_result;
@@ -147,35 +152,32 @@ migrate_result_is(PGresult *res, int sqlerrcode)
  */
 
 /*
- * Send a statement.  Several may stand in one string, and cost one round trip
- * then; single_statement refuses that (extended protocol), which is for text
- * that is not ours.
+ * Send a statement; false when the connection is broken.  Interruptible, as
+ * everything here.
  */
-void
-migrate_remote_start(MigrateConn *conn, const char *sql, bool single_statement)
+static bool
+send_statement(MigrateConn *conn, const char *sql, bool single_statement)
 {
 	int			sent;
 
 	if (conn->pg && PQtransactionStatus(conn->pg) == PQTRANS_ACTIVE)
 		migrate_remote_settle(conn);
 	if (PQstatus(conn->pg) != CONNECTION_OK)
-		migrate_report_conn_error(conn, NULL);
+		return false;
 
 	if (single_statement)
 		sent = PQsendQueryParams(conn->pg, sql, 0, NULL, NULL, NULL, NULL, 0);
 	else
 		sent = PQsendQuery(conn->pg, sql);
 	if (!sent)
-		migrate_report_conn_error(conn, sql);
+		return false;
 
 	for (;;)
 	{
 		int			rc = PQflush(conn->pg);
 
-		if (rc == 0)
-			break;
-		if (rc < 0)
-			migrate_report_conn_error(conn, sql);
+		if (rc <= 0)
+			return rc == 0;
 
 		/* the server may have to be read before it reads on */
 		rc = WaitLatchOrSocket(MyLatch,
@@ -185,16 +187,28 @@ migrate_remote_start(MigrateConn *conn, const char *sql, bool single_statement)
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 		if ((rc & WL_SOCKET_READABLE) && PQconsumeInput(conn->pg) == 0)
-			migrate_report_conn_error(conn, sql);
+			return false;
 	}
 }
 
 /*
+ * Send a statement.  Several may stand in one string, and cost one round trip
+ * then; single_statement refuses that (extended protocol), which is for text
+ * that is not ours.
+ */
+void
+migrate_remote_start(MigrateConn *conn, const char *sql, bool single_statement)
+{
+	if (!send_statement(conn, sql, single_statement))
+		migrate_report_conn_error(conn, sql);
+}
+
+/*
  * All results of what was sent; returns the last, which is the error if there
- * was one (a server stops there).
+ * was one (a server stops there), or NULL when the connection broke.
  */
 static PGresult *
-last_result(MigrateConn *conn, const char *sql)
+last_result(MigrateConn *conn)
 {
 	PGresult   *last = NULL;
 	PGresult   *res;
@@ -208,9 +222,18 @@ last_result(MigrateConn *conn, const char *sql)
 			PQresultStatus(res) == PGRES_COPY_IN)
 			break;
 	}
-	if (last == NULL)
-		migrate_report_conn_error(conn, sql);
 	return last;
+}
+
+/*
+ * Run what only tidies up on the source.  A broken connection has tidied up by
+ * itself, so that nothing is an error here.
+ */
+void
+migrate_exec_quietly(MigrateConn *conn, const char *sql)
+{
+	if (send_statement(conn, sql, false))
+		PQclear(last_result(conn));
 }
 
 PGresult *
@@ -227,8 +250,13 @@ migrate_exec(MigrateConn *conn, const char *sql)
 PGresult *
 migrate_exec_try(MigrateConn *conn, const char *sql)
 {
+	PGresult   *res;
+
 	migrate_remote_start(conn, sql, false);
-	return last_result(conn, sql);
+	res = last_result(conn);
+	if (res == NULL)
+		migrate_report_conn_error(conn, sql);
+	return res;
 }
 
 /* Like migrate_exec(), for exactly one statement. */
@@ -238,7 +266,9 @@ migrate_exec_extended(MigrateConn *conn, const char *sql)
 	PGresult   *res;
 
 	migrate_remote_start(conn, sql, true);
-	res = last_result(conn, sql);
+	res = last_result(conn);
+	if (res == NULL)
+		migrate_report_conn_error(conn, sql);
 	if (!migrate_result_ok(res))
 		migrate_report_remote_error(res, conn, sql);
 	return res;
@@ -346,6 +376,20 @@ drain(MigrateConn *conn, TimestampTz deadline)
 	}
 }
 
+/* Ask the server to end the statement under way; no error if it cannot. */
+void
+migrate_remote_cancel(PGconn *pg)
+{
+	PGcancel   *cancel = PQgetCancel(pg);
+	char		errbuf[256];
+
+	if (cancel)
+	{
+		(void) PQcancel(cancel, errbuf, sizeof(errbuf));
+		PQfreeCancel(cancel);
+	}
+}
+
 /*
  * Make a connection idle that was left in the middle of a statement, by
  * cancelling it; one that does not answer is closed, and its next use is an
@@ -361,17 +405,9 @@ migrate_remote_settle(MigrateConn *conn)
 		return;
 	if (PQstatus(conn->pg) == CONNECTION_OK)
 	{
-		PGcancel   *cancel;
-		char		errbuf[256];
-
 		if (PQtransactionStatus(conn->pg) != PQTRANS_ACTIVE)
 			return;
-		cancel = PQgetCancel(conn->pg);
-		if (cancel)
-		{
-			(void) PQcancel(cancel, errbuf, sizeof(errbuf));
-			PQfreeCancel(cancel);
-		}
+		migrate_remote_cancel(conn->pg);
 		settled = drain(conn, TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 														  SETTLE_TIMEOUT_MS));
 	}

@@ -396,9 +396,11 @@ open_writers(ChunkState *state)
 		MigrateMapping *map = list_nth(state->mappings, i);
 
 		migrate_mapping_compile(map, state->src);
-		/* a second plan finds rows of the first */
-		state->writers[i] = migrate_writer_open(map, state->src,
-												state->chunk->plan_no <= 1);
+		/*
+		 * No row of this chunk is there yet: its rows commit with its 'done',
+		 * and before a table is planned anew its target is emptied.
+		 */
+		state->writers[i] = migrate_writer_open(map, state->src, true);
 	}
 }
 

@@ -155,7 +155,7 @@ find_groups(Doubles *d)
 	MemoryContextSwitchTo(mcxt);
 	for (int i = 0; i < SPI_processed; i++)
 	{
-		KeyGroup	   *g = palloc0(sizeof(KeyGroup));
+		KeyGroup   *g = palloc0(sizeof(KeyGroup));
 
 		g->copies = migrate_spi_int64(i, 0, 0);
 		g->key = palloc(sizeof(char *) * d->nkeys);
@@ -178,7 +178,7 @@ groups_as_values(Doubles *d, List *groups)
 	appendStringInfoString(&buf, "(VALUES ");
 	foreach(lc, groups)
 	{
-		KeyGroup	   *g = lfirst(lc);
+		KeyGroup   *g = lfirst(lc);
 
 		appendStringInfo(&buf, "%s(%d", n > 0 ? ", " : "", n);
 		for (int k = 0; k < d->nkeys; k++)
@@ -210,6 +210,15 @@ add_source_row(Doubles *d, KeyGroup *g, int64 row, int first)
 	g->batches = lappend(g->batches, batch);
 }
 
+/* Is an expression of the key map this source column, as it is? */
+static bool
+is_column(const char *expr, const char *column)
+{
+	if (strncmp(expr, "source.", 7) == 0)
+		expr += 7;
+	return strcmp(expr, column) == 0 || strcmp(expr, quote_identifier(column)) == 0;
+}
+
 /*
  * Does the source find a key fast?  Yes where each column of it is a plain
  * source column or a constant in the key map.
@@ -227,11 +236,8 @@ key_is_plain(Doubles *d)
 				expr = d->map->key_exprs[m];
 		if (expr == NULL)
 			return false;
-		if (strncmp(expr, "source.", 7) == 0)
-			expr += 7;
 		for (int i = 0; i < d->src->ncolumns && !plain; i++)
-			plain = strcmp(expr, d->src->columns[i].name) == 0 ||
-				strcmp(expr, quote_identifier(d->src->columns[i].name)) == 0;
+			plain = is_column(expr, d->src->columns[i].name);
 		if (!plain && expr[strspn(expr, "0123456789")] != '\0' && expr[0] != '\'')
 			return false;
 	}
@@ -247,7 +253,7 @@ look_up_rows(Doubles *d)
 
 	foreach(lc, d->groups)
 	{
-		KeyGroup	   *g = lfirst(lc);
+		KeyGroup   *g = lfirst(lc);
 		StringInfoData sql;
 		MemoryContext mcxt = CurrentMemoryContext;
 
@@ -433,7 +439,7 @@ migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *columns)
 		scan_rows(d);
 	foreach(lc, d->groups)
 	{
-		KeyGroup	   *g = lfirst(lc);
+		KeyGroup   *g = lfirst(lc);
 
 		if (g->batches)
 			with = lappend(with, g);
@@ -446,23 +452,34 @@ migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *columns)
 	foreach(lc, d->groups)
 		write_group(d, lfirst(lc), writer);
 	migrate_writer_close(writer);
+	refetch_wait_durable(job, d->src);
 	record(d);
 }
 
 /*
- * Two scans of the source at worst, for the rare letter of stage 'index'.
+ * Two scans of the source at worst, and none where the key map holds the
+ * source's key as it is: then no two source rows can share a target key.
  */
 bool
 migrate_has_double(MigrateMapping *map, MigrateSource *src, const char *key)
 {
-	char	   *query = refetch_mapped_query(map, src);
+	char	   *query;
+	int			held = 0;
 	StringInfoData same,
 				me,
 				other;
 	bool		found;
 
-	if (src->nkeys == 0 || map->nkeys == 0)
+	for (int i = 0; i < src->nkeys; i++)
+		for (int k = 0; k < map->nkeys; k++)
+			if (is_column(map->key_exprs[k], src->columns[src->keys[i]].name))
+			{
+				held++;
+				break;
+			}
+	if (held == src->nkeys || map->nkeys == 0)
 		return false;
+	query = refetch_mapped_query(map, src);
 	initStringInfo(&same);
 	initStringInfo(&me);
 	initStringInfo(&other);

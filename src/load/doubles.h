@@ -20,7 +20,8 @@ extern void migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *colum
 
 /*
  * Do other source rows map to the same target key (the key map's) as the
- * source row with this key (jsonb text)?  SPI connected.
+ * source row with this key (jsonb text)?  Writing that row would replace
+ * theirs.  SPI connected.
  */
 extern bool migrate_has_double(MigrateMapping *map, MigrateSource *src,
 							   const char *key);

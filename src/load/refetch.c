@@ -220,6 +220,21 @@ refetch_stored(MigrateSource *src, const char *row, MigrateBatch *batch)
 						quote_literal_cstr(row)));
 }
 
+void
+refetch_wait_durable(MigrateJob *job, MigrateSource *src)
+{
+	MigrateSourceTxn txn = {0};
+	MigrateConn *conn;
+
+	if (!migrate_server_is_postgres(src->server))
+		return;
+	/* an error closes the connection with its memory context */
+	conn = migrate_connect(src->server, job->owner, job->name, "replay",
+						   job->connect_timeout_s);
+	migrate_source_wait_durable(conn, &txn);
+	migrate_disconnect(conn);
+}
+
 /*
  * The newest dead letter of a mapping that belongs to no chunk: the one that
  * this transaction just made by migrate_load_batch with chunk_id 0.  Others'

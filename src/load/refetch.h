@@ -39,6 +39,12 @@ extern void refetch_stored(MigrateSource *src, const char *row,
 						   MigrateBatch *batch);
 
 /*
+ * P4: rows that were read through the foreign table commit here only once what
+ * was read is durable on the source.  Call it before the end.
+ */
+extern void refetch_wait_durable(MigrateJob *job, MigrateSource *src);
+
+/*
  * The dead letter that this transaction's last migrate_load_batch with
  * chunk_id 0 left behind.  False when there is none.
  */

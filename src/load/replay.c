@@ -14,7 +14,8 @@
  *	  open -> open			failed again: newest error, attempts + 1
  *
  * A source without key has no row to fetch: the row that was set aside is
- * loaded.  Errors that are not the row's fault are thrown, and then nothing
+ * loaded, or where it could not be read, what is at its place, if its bytes
+ * are the same.  Errors that are not the row's fault are thrown, and then nothing
  * has changed.
  *
  * All in the caller's transaction, with the rights of the job's owner; a crash
@@ -58,9 +59,9 @@ typedef struct Letter
 {
 	int64		id;
 	int			mapping_id;
-	bool		of_index;		/* stage 'index': another row has its key */
 	char	   *key;			/* jsonb text, NULL without */
 	char	   *source_row;
+	char	   *raw;			/* of a row that could not be read */
 } Letter;
 
 typedef struct Replay
@@ -70,6 +71,10 @@ typedef struct Replay
 	Datum		ids;			/* bigint[]; 0: all */
 	MemoryContext mcxt;			/* lives as long as the call */
 	List	   *targets;		/* of ReplayTarget */
+
+	/* while a row is read by its place */
+	MigrateConn *conn;
+	MigrateReader *reader;
 	int64		replayed;
 	int64		superseded;
 	int64		failed;
@@ -138,7 +143,7 @@ take_letters(Replay *replay, int64 after)
 	replay->ids ? ' ' : 'n', 0};
 
 	migrate_spi_exec("SELECT d.id, d.mapping_id, d.key::text, d.source_row::text,"
-					 " (d.stage = 'index')::int"
+					 " d.raw::text"
 					 " FROM migrate.dead_letter d JOIN migrate.mapping m USING (mapping_id)"
 					 " WHERE d.job_id = $1 AND d.id > $2 AND d.state = 'open'"
 					 " AND ($3 IS NULL OR m.target = $3 OR m.target_oid = to_regclass($3))"
@@ -154,7 +159,7 @@ take_letters(Replay *replay, int64 after)
 		letter->mapping_id = migrate_spi_int64(i, 1, 0);
 		letter->key = migrate_spi_text(i, 2);
 		letter->source_row = migrate_spi_text(i, 3);
-		letter->of_index = migrate_spi_int64(i, 4, 0) == 1;
+		letter->raw = migrate_spi_text(i, 4);
 		letters = lappend(letters, letter);
 	}
 	SPI_freetuptable(SPI_tuptable);
@@ -170,18 +175,6 @@ close_letter(Letter *letter, const char *state)
 	migrate_spi_exec("UPDATE migrate.dead_letter SET state = $2,"
 					 " attempts = attempts + 1, updated_at = now() WHERE id = $1",
 					 2, types, values, NULL, SPI_OK_UPDATE);
-}
-
-/* The row still has the fault that it was set aside for. */
-static void
-count_attempt(Letter *letter)
-{
-	Oid			types[] = {INT8OID};
-	Datum		values[] = {Int64GetDatum(letter->id)};
-
-	migrate_spi_exec("UPDATE migrate.dead_letter SET attempts = attempts + 1,"
-					 " updated_at = now() WHERE id = $1",
-					 1, types, values, NULL, SPI_OK_UPDATE);
 }
 
 /*
@@ -211,7 +204,7 @@ merge_letter(Letter *letter)
 					 1, types, values, NULL, SPI_OK_DELETE);
 }
 
-/* The row could not even be fetched: keep the error of that. */
+/* The row was not tried, or could not even be fetched: keep why. */
 static void
 note_error(Letter *letter, ErrorData *edata)
 {
@@ -279,12 +272,102 @@ target_of(Replay *replay, int mapping_id)
 	return t;
 }
 
+/* Are the columns of two raw rows (jsonb texts) the same bytes? */
+static bool
+same_bytes(const char *a, const char *b)
+{
+	Oid			types[] = {TEXTOID, TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(a), CStringGetTextDatum(b)};
+	bool		same;
+
+	migrate_spi_exec("SELECT ($1::jsonb -> 'columns' = $2::jsonb -> 'columns')::int",
+					 2, types, values, NULL, SPI_OK_SELECT);
+	same = migrate_spi_int64(0, 0, 0) == 1;
+	SPI_freetuptable(SPI_tuptable);
+	return same;
+}
+
+/* "(block,line) of relation" as a range of that one row. */
+static bool
+parse_place(const char *raw, MigrateRange *range)
+{
+	char	   *at = refetch_key_value(raw, "at");
+	char	   *relation;
+	unsigned int block;
+	int			line;
+
+	if (at == NULL || sscanf(at, "(%u,%d) of ", &block, &line) != 2 ||
+		(relation = strstr(at, " of ")) == NULL)
+		return false;
+	memset(range, 0, sizeof(MigrateRange));
+	range->relation = relation + strlen(" of ");
+	range->block_lo = block;
+	range->block_hi = (int64) block + 1;
+	range->off_lo = line;
+	range->off_hi = line + 1;
+	return true;
+}
+
+/*
+ * A row without key that could not be read: from its place, if the very same
+ * bytes are still there (what is readable now is then our side).  Anything
+ * else at that place is another row, which was copied when it came.
+ */
+static void
+fetch_by_place(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *batch)
+{
+	MigrateRange range;
+	MigrateSourceTxn txn;
+	char	   *key,
+			   *raw;
+	Datum	   *values = palloc(sizeof(Datum) * Max(t->src->ncolumns, 1));
+	bool	   *nulls = palloc(sizeof(bool) * Max(t->src->ncolumns, 1));
+	int64		bytes;
+
+	if (t->src->transport != 'c' || !parse_place(letter->raw, &range))
+		ereport(ERROR,
+				(errcode(ERRCODE_NO_DATA),
+				 errmsg("the row has no key and no place by which it could be read again"),
+				 errhint("Load it by hand or copy the table again with migrate_recopy, then discard the letter.")));
+	replay->conn = migrate_connect(t->src->server, replay->job->owner,
+								   replay->job->name, "replay",
+								   replay->job->connect_timeout_s);
+	migrate_source_begin(replay->conn, t->src, NULL, &txn);
+	migrate_range_raw(replay->conn, t->src, &range, &key, &raw);
+	if (!same_bytes(raw, letter->raw))
+		ereport(ERROR,
+				(errcode(ERRCODE_NO_DATA),
+				 errmsg("the row has no key, and is not at its place any more as it was"),
+				 errhint("Load it by hand or copy the table again with migrate_recopy, then discard the letter.")));
+	replay->reader = migrate_reader_open(replay->conn, t->src, &range,
+										 replay->job->fetch_size);
+	while (migrate_reader_next(replay->reader, values, nulls, &bytes))
+		migrate_batch_add(batch, values, nulls, bytes);
+	migrate_reader_close(replay->reader);
+	replay->reader = NULL;
+	migrate_source_end(replay->conn);
+	migrate_disconnect(replay->conn);
+	replay->conn = NULL;
+}
+
+static void
+fetch_letter(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *batch)
+{
+	if (letter->key && t->src->nkeys > 0)
+		refetch_by_key(t->src, letter->key, batch);
+	else if (letter->source_row)
+		refetch_stored(t->src, letter->source_row, batch);
+	else
+		fetch_by_place(replay, t, letter, batch);
+}
+
 /*
  * Fetch the letter's row; false, with *edata, when that fails by a fault of
  * the row.
  */
 static bool
-fetch_row(ReplayTarget *t, Letter *letter, MigrateBatch *batch, ErrorData **edata)
+fetch_row(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *batch,
+		  ErrorData **edata)
 {
 	MemoryContext mcxt = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -294,16 +377,7 @@ fetch_row(ReplayTarget *t, Letter *letter, MigrateBatch *batch, ErrorData **edat
 	MemoryContextSwitchTo(mcxt);
 	PG_TRY();
 	{
-		if (letter->key && t->src->nkeys > 0)
-			refetch_by_key(t->src, letter->key, batch);
-		else if (letter->source_row)
-			refetch_stored(t->src, letter->source_row, batch);
-		else
-			ereport(ERROR,
-					(errcode(ERRCODE_DATA_EXCEPTION),
-					 errmsg("dead letter %lld has neither a key nor a row to be read again by",
-							(long long) letter->id),
-					 errhint("Correct the row on the source, and load it by hand or copy the table again; then discard the letter.")));
+		fetch_letter(replay, t, letter, batch);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
@@ -319,6 +393,12 @@ fetch_row(ReplayTarget *t, Letter *letter, MigrateBatch *batch, ErrorData **edat
 	PG_END_TRY();
 	MemoryContextSwitchTo(mcxt);
 	CurrentResourceOwner = owner;
+	if (replay->reader)
+		migrate_reader_abort(replay->reader);
+	if (replay->conn)
+		migrate_disconnect(replay->conn);
+	replay->reader = NULL;
+	replay->conn = NULL;
 	return fetched;
 }
 
@@ -358,7 +438,7 @@ replay_letter(Replay *replay, Letter *letter)
 	MigrateBatch *batch = migrate_batch_create(t->src);
 	ErrorData  *edata;
 
-	if (!fetch_row(t, letter, batch, &edata))
+	if (!fetch_row(replay, t, letter, batch, &edata))
 	{
 		note_error(letter, edata);
 		replay->failed++;
@@ -368,11 +448,15 @@ replay_letter(Replay *replay, Letter *letter)
 		close_letter(letter, "superseded");
 		replay->superseded++;
 	}
-	else if (letter->of_index && letter->key &&
-			 migrate_has_double(t->map, t->src, letter->key))
+	else if (letter->key && migrate_has_double(t->map, t->src, letter->key))
 	{
+		ErrorData	taken = {.sqlerrcode = ERRCODE_UNIQUE_VIOLATION};
+
 		/* the writer would find the other row by the key, and replace it */
-		count_attempt(letter);
+		taken.message = psprintf("another source row maps to the same key of %s",
+								 t->map->target_name);
+		taken.hint = "Correct one of them or the mapping, or discard the letter.";
+		note_error(letter, &taken);
 		replay->failed++;
 	}
 	else if (!load_row(replay, t, letter, batch))
@@ -413,7 +497,12 @@ replay_all(Replay *replay)
 		list_free_deep(letters);
 	}
 	foreach(lc, replay->targets)
-		migrate_writer_close(((ReplayTarget *) lfirst(lc))->writer);
+	{
+		ReplayTarget *t = lfirst(lc);
+
+		migrate_writer_close(t->writer);
+		refetch_wait_durable(replay->job, t->src);
+	}
 	SPI_finish();
 }
 

@@ -44,9 +44,8 @@ struct FreshWriter
 	ResultRelInfo *result;
 	EState	   *estate;
 	int			natts;
-	/* a copy, since a slot's hold on the relation's own would belong to the
-	 * subtransaction in which the slot happens to be made */
-	TupleDesc	slot_desc;
+	TupleDesc	desc;			/* a copy: slots of the relation's own would pin
+								 * it for the subtransaction they are made in */
 	ExprState **defaults;		/* an attribute; NULL: none, or mapped */
 	int			nslots;			/* made so far */
 	int			nused;			/* filled */
@@ -151,8 +150,8 @@ migrate_fresh_open(MigrateWriter *writer)
 	fresh->rel = writer->rel;
 	fresh->map = writer->map;
 	fresh->writer = writer;
-	fresh->natts = RelationGetDescr(writer->rel)->natts;
-	fresh->slot_desc = CreateTupleDescCopyConstr(RelationGetDescr(writer->rel));
+	fresh->desc = CreateTupleDescCopy(RelationGetDescr(writer->rel));
+	fresh->natts = fresh->desc->natts;
 	fresh->estate = CreateExecutorState();
 	fresh->result = makeNode(ResultRelInfo);
 	InitResultRelInfo(fresh->result, writer->rel, 0, NULL, 0);
@@ -235,7 +234,7 @@ take_row(TupleTableSlot *from, void *arg)
 		MemoryContext oldcxt = MemoryContextSwitchTo(fresh->writer->mcxt);
 
 		fresh->slots[fresh->nslots++] =
-			MakeSingleTupleTableSlot(fresh->slot_desc, table_slot_callbacks(rel));
+			MakeSingleTupleTableSlot(fresh->desc, table_slot_callbacks(rel));
 		MemoryContextSwitchTo(oldcxt);
 	}
 	slot = fresh->slots[fresh->nused];

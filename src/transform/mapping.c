@@ -9,12 +9,15 @@
  * relation migrate_batch in its place and appends the key map's values and
  * the row's ordinal:
  *
- *	  SELECT e1 AS c1, ..., k1, ..., migrate_batch.migrate_ord
+ *	  SELECT e1 AS c1, ..., migrate_keys.migrate_key_1, migrate_batch.migrate_ord
  *	  FROM migrate_batch (migrate_1, ..., migrate_ord)
  *	  CROSS JOIN LATERAL (SELECT migrate_batch.migrate_1 AS "id", ...) AS source
+ *	  CROSS JOIN LATERAL (SELECT k1 AS migrate_key_1, ...) AS migrate_keys
+ *	  , LATERAL f(source) AS m ...
  *
  * The batch's columns are renamed so that names in the DBA's expressions find
- * those of "source" only.  Where a function takes the whole row, "source" is an
+ * those of "source" only; the key map comes before what the query joins, where
+ * those are the only names.  Where a function takes the whole row, "source" is an
  * anonymous record, which the parser turns into the foreign table's row type.
  *
  * Takes the locks of the mapping's own reading, until the transaction ends.
@@ -186,7 +189,7 @@ migrate_mappings_of_source(int source_id)
 
 /* What the compiled query reads in the place of "source". */
 static char *
-batch_from_clause(MigrateSource *src)
+batch_from_clause(MigrateMapping *map, MigrateSource *src)
 {
 	StringInfoData buf;
 
@@ -202,6 +205,13 @@ batch_from_clause(MigrateSource *src)
 						 i > 1 ? ", " : "", i,
 						 quote_identifier(src->columns[i - 1].name));
 	appendStringInfoString(&buf, ") AS source");
+	if (map->nkeys == 0)
+		return buf.data;
+	appendStringInfoString(&buf, " CROSS JOIN LATERAL (SELECT ");
+	for (int k = 0; k < map->nkeys; k++)
+		appendStringInfo(&buf, "%s(%s) AS migrate_key_%d", k > 0 ? ", " : "",
+						 map->key_exprs[k], k + 1);
+	appendStringInfoString(&buf, ") AS migrate_keys");
 	return buf.data;
 }
 
@@ -221,13 +231,12 @@ executed_text(MigrateMapping *map, MigrateSource *src)
 	appendBinaryStringInfo(&buf, map->query, from - map->query);
 	for (int k = 0; k < map->nkeys; k++)
 	{
-		appendStringInfo(&buf, "%s(%s) AS migrate_key_%d", sep,
-						 map->key_exprs[k], k + 1);
+		appendStringInfo(&buf, "%smigrate_keys.migrate_key_%d", sep, k + 1);
 		sep = ", ";
 	}
 	appendStringInfo(&buf, "%s" MIGRATE_BATCH_NAME "." MIGRATE_ORDINAL " AS "
 					 MIGRATE_ORDINAL " ", sep);
-	appendStringInfoString(&buf, batch_from_clause(src));
+	appendStringInfoString(&buf, batch_from_clause(map, src));
 	appendStringInfoString(&buf, from + strlen(FROM_MARK));
 	return buf.data;
 }
@@ -343,6 +352,28 @@ enter_search_path(MigrateMapping *map)
 	return level;
 }
 
+typedef struct CompileContext
+{
+	const char *text;
+	const char *target;
+} CompileContext;
+
+/* An error's position is in the text that is compiled, not in the caller's. */
+static void
+compile_error_context(void *arg)
+{
+	CompileContext *context = arg;
+	int			position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(context->text);
+	}
+	errcontext("mapping to %s", context->target);
+}
+
 /*
  * Parse, coerce to the target's column types with assignment casts, and plan,
  * under the mapping's search_path, as the current user.  What is made lives
@@ -355,8 +386,11 @@ migrate_mapping_compile(MigrateMapping *map, MigrateSource *src)
 	int			level = enter_search_path(map);
 	MigrateBatch *shape = migrate_batch_create(src);
 	QueryEnvironment *env = batch_environment(shape->desc, NULL, PLANNED_ROWS);
+	CompileContext context = {text, map->target_name};
+	ErrorContextCallback callback = {error_context_stack, compile_error_context, &context};
 	List	   *queries;
 
+	error_context_stack = &callback;
 	PushActiveSnapshot(GetTransactionSnapshot());
 	queries = QueryRewrite(parse_mapping(map, text, env));
 	if (list_length(queries) != 1)
@@ -366,6 +400,7 @@ migrate_mapping_compile(MigrateMapping *map, MigrateSource *src)
 	map->outdesc = ExecCleanTypeFromTL(map->plan->planTree->targetlist);
 	map->relations = map->plan->relationOids;
 	PopActiveSnapshot();
+	error_context_stack = callback.previous;
 	AtEOXact_GUC(true, level);
 	migrate_batch_free(shape);
 }

@@ -84,6 +84,7 @@ typedef struct DiffRow
 	char	  **texts;			/* of the shape's columns; NULL: not mapped */
 	char	   *source_key;		/* jsonb text of the source row's key */
 	char	   *source_row;
+	char	   *raw;			/* of a row that could not be read */
 } DiffRow;
 
 /* The differing rows under one key. */
@@ -146,8 +147,11 @@ note_failed(MigrateBatch *batch, int64 ord, char *key, char *raw, void *arg)
 	row = palloc0(sizeof(DiffRow));
 	if (batch)
 		migrate_batch_row_json(batch, ord, &row->source_row, &row->source_key);
-	else if (key)
-		row->source_key = pstrdup(key);
+	else
+	{
+		row->source_key = key ? pstrdup(key) : NULL;
+		row->raw = raw ? pstrdup(raw) : NULL;
+	}
 	cmp->failed = lappend(cmp->failed, row);
 	MemoryContextSwitchTo(old);
 }
@@ -493,11 +497,11 @@ record_difference(Comparison *cmp, const char *kind, DiffRow *source,
 	ValidateShape *shape = cmp->ends->shape;
 	bool		full = cmp->level == LEVEL_FULL;
 	Oid			types[] = {INT8OID, INT4OID, TEXTOID, TEXTOID, TEXTARRAYOID,
-	TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID};
-	Datum		values[10] = {Int64GetDatum(cmp->validation_id),
+	TEXTOID, TEXTOID, TEXTOID, TEXTOID, INT4OID, TEXTOID};
+	Datum		values[11] = {Int64GetDatum(cmp->validation_id),
 		Int32GetDatum(cmp->ends->job->job_id),
 	CStringGetTextDatum(kind)};
-	char		nulls[] = "   nnnnnn ";
+	char		nulls[] = "   nnnnnn n";
 
 #define SET_TEXT(n, s) \
 	do { \
@@ -515,13 +519,15 @@ record_difference(Comparison *cmp, const char *kind, DiffRow *source,
 		nulls[4] = ' ';
 	}
 	if (full && source)
-		SET_TEXT(5, source->texts ? row_as_json(shape, source, false) : source->source_row);
+		SET_TEXT(5, source->texts ? row_as_json(shape, source, false) :
+				 source->source_row ? source->source_row : source->raw);
 	if (full && target)
 		SET_TEXT(6, row_as_json(shape, target, false));
 	if (source)
 	{
 		SET_TEXT(7, source->source_key);
 		SET_TEXT(8, source->source_row);
+		SET_TEXT(10, source->raw);
 	}
 	values[9] = Int32GetDatum(cmp->ends->map->mapping_id);
 	migrate_spi_exec("INSERT INTO migrate.difference (validation_id, job_id, kind, key,"
@@ -529,10 +535,11 @@ record_difference(Comparison *cmp, const char *kind, DiffRow *source,
 					 " SELECT $1, $2, $3, $4::jsonb, $5, $6::jsonb, $7::jsonb,"
 					 " (SELECT min(d.id) FROM migrate.dead_letter d"
 					 "  WHERE d.mapping_id = $10 AND d.state = 'open'"
-					 "  AND CASE WHEN $8 IS NULL THEN d.source_row = $9::jsonb"
-					 "      ELSE d.key = $8::jsonb END)"
+					 "  AND CASE WHEN $8 IS NOT NULL THEN d.key = $8::jsonb"
+					 "      WHEN $9 IS NOT NULL THEN d.source_row = $9::jsonb"
+					 "      ELSE d.raw = $11::jsonb END)"
 					 " RETURNING (dead_letter IS NOT NULL)::int",
-					 10, types, values, nulls, SPI_OK_INSERT_RETURNING);
+					 11, types, values, nulls, SPI_OK_INSERT_RETURNING);
 	cmp->result->kept++;
 	cmp->result->explained += migrate_spi_int64(0, 0, 0);
 	SPI_freetuptable(SPI_tuptable);
@@ -590,7 +597,7 @@ validate_compare(ValidateEnds *ends, ValidateLevel level, int64 validation_id,
 				 ValidateResult *result)
 {
 	Comparison	cmp = {.ends = ends,.level = level,
-		.validation_id = validation_id,.result = result};
+	.validation_id = validation_id,.result = result};
 	MemoryContext old;
 
 	cmp.mcxt = AllocSetContextCreate(CurrentMemoryContext, "migrate comparison",

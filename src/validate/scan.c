@@ -259,6 +259,7 @@ scan_range_carefully(ValidateEnds *ends, MigrateRange *range, ValidateSink *sink
 	CHECK_FOR_INTERRUPTS();
 	if (try_read_range(ends, range, batch, true, sink))
 	{
+		ends->seen += batch->nrows;
 		run_batch_and_forget(ends, batch, sink);
 		migrate_batch_free(batch);
 		return;
@@ -274,6 +275,7 @@ scan_range_carefully(ValidateEnds *ends, MigrateRange *range, ValidateSink *sink
 		char	   *key,
 				   *raw;
 
+		ends->seen++;
 		migrate_range_raw(ends->conn, ends->src, range, &key, &raw);
 		sink->failed(NULL, 0, key, raw, sink->arg);
 	}
@@ -339,6 +341,50 @@ copied_ranges(ValidateEnds *ends)
 	return ranges;
 }
 
+/* Rows of the source table, by its own count, in the same snapshot. */
+static int64
+remote_count(ValidateEnds *ends)
+{
+	char	   *sql = psprintf("SELECT count(*) FROM %s",
+							   quote_qualified_identifier(ends->src->remote_schema,
+														  ends->src->remote_table));
+
+	return pg_strtoint64(migrate_exec_value(ends->conn, sql));
+}
+
+/*
+ * The careful way over all ranges.  The source counts its rows as well: ranges
+ * that miss some (of a partition that was added since) must not pass for a
+ * comparison of all.
+ */
+static void
+scan_carefully(ValidateEnds *ends, ValidateSink *sink)
+{
+	List	   *ranges = copied_ranges(ends);
+	ListCell   *lc;
+	int64		count;
+
+	if (ranges == NIL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("source table %s has rows that cannot be read",
+						ends->src->label),
+				 errhint("Copy the table first: its dead letters then say which.")));
+	ends->seen = 0;
+	foreach(lc, ranges)
+		scan_range_carefully(ends, (MigrateRange *) lfirst(lc), sink);
+	if (ends->conn == NULL)
+		return;
+	count = remote_count(ends);
+	if (count != ends->seen)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the ranges in which %s was copied hold %lld rows, the table has %lld",
+						ends->src->label, (long long) ends->seen,
+						(long long) count),
+				 errhint("Partitions may have been added: copy the table again with migrate_recopy.")));
+}
+
 /*
  * Every source row, mapped, to the sink.
  */
@@ -349,8 +395,6 @@ validate_scan_source(ValidateEnds *ends, ValidateSink *sink)
 											   "migrate source scan",
 											   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(mcxt);
-	List	   *ranges;
-	ListCell   *lc;
 
 	if (!ends->careful)
 	{
@@ -368,15 +412,7 @@ validate_scan_source(ValidateEnds *ends, ValidateSink *sink)
 		sink->reset(sink->arg);
 	}
 
-	ranges = copied_ranges(ends);
-	if (ranges == NIL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("source table %s has rows that cannot be read",
-						ends->src->label),
-				 errhint("Copy the table first: its dead letters then say which.")));
-	foreach(lc, ranges)
-		scan_range_carefully(ends, (MigrateRange *) lfirst(lc), sink);
+	scan_carefully(ends, sink);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(mcxt);
 }
@@ -520,18 +556,11 @@ count_reset(void *arg)
 int64
 validate_count_source(ValidateEnds *ends)
 {
-	MigrateSource *src = ends->src;
 	int64		n = 0;
 
 	if (!ends->map->filtered && !ends->map->many && ends->map->kind != 'f' &&
 		ends->conn)
-	{
-		char	   *sql = psprintf("SELECT count(*) FROM %s",
-								   quote_qualified_identifier(src->remote_schema,
-															  src->remote_table));
-
-		n = pg_strtoint64(migrate_exec_value(ends->conn, sql));
-	}
+		n = remote_count(ends);
 	else
 	{
 		ValidateSink sink = {.row = count_row,.failed = count_failed,

@@ -105,6 +105,7 @@ typedef struct ValidateEnds
 	MigrateConn *conn;			/* NULL for transport fdw */
 	ValidateShape *shape;
 	bool		careful;		/* read chunk by chunk: some rows cannot be */
+	int64		seen;			/* rows met in the careful way */
 } ValidateEnds;
 
 typedef enum ValidateLevel
