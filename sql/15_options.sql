@@ -36,7 +36,7 @@ VALUES
 	 'how a table is cut into chunks; auto: the fastest way that the server and the table support'),
 	('workers', 'integer', NULL, '2', 'while running', 1, 64, NULL, '1 to 64',
 	 'loaders that copy at the same time'),
-	('chunk_time', 'duration', 'ms', '3s', 'while running', 10, 3600000, NULL, '10ms to 1h',
+	('chunk_time', 'duration', 'ms', '3s', 'while running', 1, 3600000, NULL, '1ms to 1h',
 	 'how long the copy of one chunk should take; chunks grow and shrink towards it'),
 	('chunk_rows', 'integer', 'rows', '50000', 'before start', 1, 1000000000, NULL, '1 to 1000000000',
 	 'size of the first chunk of a table that is cut by key'),

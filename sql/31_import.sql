@@ -473,7 +473,7 @@ BEGIN
 		SELECT f.foreign_table::oid AS oid, f.remote_table AS name
 		FROM migrate._foreign_tables($1.server) f
 		JOIN (SELECT to_regclass(o.object) AS oid FROM migrate.made_object o
-			  WHERE o.kind = 'foreign table') m ON m.oid = f.foreign_table
+			  WHERE o.job_id = $1.job_id AND o.kind = 'foreign table') m ON m.oid = f.foreign_table
 		WHERE f.remote_schema = $2
 	)
 	SELECT array_agg(t ORDER BY t) INTO wanted
@@ -500,7 +500,7 @@ BEGIN
 	IF taken IS NOT NULL THEN
 		proposal := migrate._propose_schema($3, $2, $1.job, wanted);
 		RAISE EXCEPTION USING ERRCODE = '42P07',
-			MESSAGE = format('"%s"."%s" exists already and was not imported from there', $3, taken),
+			MESSAGE = format('"%s"."%s" exists already and was not made by this job', $3, taken),
 			DETAIL = 'Nothing is overwritten.',
 			HINT = format('Import into another schema: SELECT migrate_import(%L, %L, local_schema => %L);',
 						  $1.job, $2, proposal);

@@ -220,8 +220,9 @@ SELECT migrate_add_table('e', 'public.orders', 't.orders', mapping => 't.good', 
 SELECT migrate_create_job('e2', 'old') > 0 AS made;
 SELECT migrate_add_table('e2', 'old.orders', 't.orders', mapping => 't.good');
 \echo :LAST_ERROR_SQLSTATE
--- one import serves several jobs, in whichever schema it was made
+-- an import of one's own takes nothing of another job; a mapping shares it
 SELECT migrate_import('e2', 'public', include => '{orders}');
+\echo :LAST_ERROR_SQLSTATE
 SELECT migrate_add_table('e2', 'public.orders', 't.handed');
 SELECT s.foreign_table::regclass FROM migrate.source_table s JOIN migrate.job j USING (job_id) WHERE j.job = 'e2';
 SELECT migrate_import('e2', 'public', 'old_e2', include => '{orders}');
