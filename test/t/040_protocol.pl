@@ -70,7 +70,9 @@ foreach my $how (
 	sql(q{SELECT migrate_create_job('p4', server => 'lazy', options => '{"workers": 1, "retry_max_delay": "300ms"}');
 		SELECT migrate_add_table('p4', 'public.lost', 'p4.lost')});
 
+	# stopped when it has nothing to do, so that it holds no lock meanwhile
 	my $walwriter = $lazy->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'});
+	ok(wait_for($lazy, 'SELECT pg_current_wal_flush_lsn() = pg_current_wal_insert_lsn()'), 'P4: the source is idle');
 	kill 'STOP', $walwriter or die "walwriter: $!";
 	$lazy->safe_psql('postgres', q{SET synchronous_commit = off; INSERT INTO lost SELECT g, 'v' FROM generate_series(1, 500) g});
 	is($lazy->safe_psql('postgres', 'SELECT pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()'), 't',
