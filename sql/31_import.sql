@@ -453,7 +453,7 @@ BEGIN
 	FROM unnest($4) t
 	WHERE NOT EXISTS (SELECT
 					  FROM migrate._foreign_tables($1.server) f
-					  JOIN migrate.made_object m ON m.kind = 'foreign table'
+					  JOIN migrate.made_object m ON m.job_id = $1.job_id AND m.kind = 'foreign table'
 												AND to_regclass(m.object) = f.foreign_table
 					  WHERE f.remote_schema = $2 AND f.remote_table = t
 						AND f.foreign_table = to_regclass(format('%I.%I', $3, t)));

@@ -61,7 +61,7 @@ BEGIN
 								 'io worker');
 	IF slots - taken < wanted AND $1.wanted <> 'run' THEN
 		RETURN QUERY SELECT 'worker_slots', $1.job, 'warn',
-			format('%s of %s worker processes are free, the job wants %s', slots - taken, slots, wanted),
+			format('%s of %s worker processes (max_worker_processes) are free, the job wants %s', slots - taken, slots, wanted),
 			'Raise max_worker_processes (needs a restart) or lower option workers; with fewer the copy is slower, and with none it waits.';
 	END IF;
 	IF EXISTS (SELECT FROM pg_settings s
@@ -281,14 +281,20 @@ $$;
 COMMENT ON FUNCTION migrate._preflight_target(migrate.job) IS 'findings about the target tables';
 
 CREATE FUNCTION migrate._query_under(path text, query text) RETURNS jsonb
-LANGUAGE plpgsql STABLE
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
 	result	jsonb;
 BEGIN
-	PERFORM pg_catalog.set_config('search_path', $1, true);
-	EXECUTE $2 INTO result;
+	BEGIN
+		PERFORM set_config('search_path', $1, true);
+		EXECUTE $2 INTO result;
+		-- what a mapping writes on the way is not to stay
+		RAISE EXCEPTION USING ERRCODE = 'MGUND';
+	EXCEPTION WHEN SQLSTATE 'MGUND' THEN
+		NULL;
+	END;
 	RETURN result;
 END
 $$;

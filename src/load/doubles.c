@@ -155,7 +155,7 @@ find_groups(Doubles *d)
 	MemoryContextSwitchTo(mcxt);
 	for (int i = 0; i < SPI_processed; i++)
 	{
-		KeyGroup	   *g = palloc0(sizeof(KeyGroup));
+		KeyGroup   *g = palloc0(sizeof(KeyGroup));
 
 		g->copies = migrate_spi_int64(i, 0, 0);
 		g->key = palloc(sizeof(char *) * d->nkeys);
@@ -178,7 +178,7 @@ groups_as_values(Doubles *d, List *groups)
 	appendStringInfoString(&buf, "(VALUES ");
 	foreach(lc, groups)
 	{
-		KeyGroup	   *g = lfirst(lc);
+		KeyGroup   *g = lfirst(lc);
 
 		appendStringInfo(&buf, "%s(%d", n > 0 ? ", " : "", n);
 		for (int k = 0; k < d->nkeys; k++)
@@ -253,7 +253,7 @@ look_up_rows(Doubles *d)
 
 	foreach(lc, d->groups)
 	{
-		KeyGroup	   *g = lfirst(lc);
+		KeyGroup   *g = lfirst(lc);
 		StringInfoData sql;
 		MemoryContext mcxt = CurrentMemoryContext;
 
@@ -439,7 +439,7 @@ migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *columns)
 		scan_rows(d);
 	foreach(lc, d->groups)
 	{
-		KeyGroup	   *g = lfirst(lc);
+		KeyGroup   *g = lfirst(lc);
 
 		if (g->batches)
 			with = lappend(with, g);

@@ -597,7 +597,7 @@ validate_compare(ValidateEnds *ends, ValidateLevel level, int64 validation_id,
 				 ValidateResult *result)
 {
 	Comparison	cmp = {.ends = ends,.level = level,
-		.validation_id = validation_id,.result = result};
+	.validation_id = validation_id,.result = result};
 	MemoryContext old;
 
 	cmp.mcxt = AllocSetContextCreate(CurrentMemoryContext, "migrate comparison",

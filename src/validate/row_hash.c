@@ -185,7 +185,10 @@ hash_bytes(const char *data, size_t len)
 {
 	XXH128_hash_t h = XXH3_128bits(data, len);
 
-	return (ValidateHash) {.lo = h.low64, .hi = h.high64};
+	return (ValidateHash)
+	{
+		.lo = h.low64,.hi = h.high64
+	};
 }
 
 /*
