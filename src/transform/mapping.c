@@ -58,9 +58,8 @@ PG_FUNCTION_INFO_V1(migrate_mapping_check);
 extern PGDLLEXPORT Datum migrate_mapping_check(PG_FUNCTION_ARGS);
 
 /* Put by the definition of a mapping into its query, once each. */
-#define MARK "/" "*migrate*" "/"	/* cut, or pg_bsd_indent sees a comment */
-#define SELECT_MARK "SELECT " MARK
-#define FROM_MARK "FROM " MARK " source"
+#define SELECT_MARK "SELECT /*migrate*/"
+#define FROM_MARK "FROM /*migrate*/ source"
 
 /* the sub-select that has the key map's values */
 #define KEYS_ALIAS "migrate_keys"
@@ -367,6 +366,7 @@ parse_mapping(MigrateMapping *map, MigrateSource *src, const char *text,
 				(errcode(ERRCODE_SYNTAX_ERROR),
 				 errmsg("the mapping to %s is not one query", map->target_name)));
 	pstate->p_sourcetext = text;
+
 	pstate->p_queryEnv = env;
 	/* literals take the type of their column, as in INSERT */
 	pstate->p_resolve_unknowns = false;
@@ -477,21 +477,21 @@ compile_error_context(void *arg)
 void
 migrate_mapping_compile(MigrateMapping *map, MigrateSource *src)
 {
-	char	   *text = executed_text(map, src);
+	char	   *sql = executed_text(map, src);
 	int			level = enter_search_path(map);
 	MigrateBatch *shape = migrate_batch_create(src);
 	QueryEnvironment *env = batch_environment(shape->desc, NULL, 0);
-	CompileContext context = {text, map->target_name};
+	CompileContext context = {sql, map->target_name};
 	ErrorContextCallback callback = {error_context_stack, compile_error_context, &context};
 	List	   *queries;
 
 	error_context_stack = &callback;
 	PushActiveSnapshot(GetTransactionSnapshot());
-	queries = QueryRewrite(parse_mapping(map, src, text, env));
+	queries = QueryRewrite(parse_mapping(map, src, sql, env));
 	if (list_length(queries) != 1)
 		elog(ERROR, "mapping %d rewrites to %d queries", map->mapping_id,
 			 list_length(queries));
-	plan_classes(map, linitial_node(Query, queries), text);
+	plan_classes(map, linitial_node(Query, queries), sql);
 	map->outdesc = ExecCleanTypeFromTL(map->plans[0]->planTree->targetlist);
 	map->relations = map->plans[0]->relationOids;
 	PopActiveSnapshot();
