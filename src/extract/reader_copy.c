@@ -244,7 +244,7 @@ migrate_copy_reader_open(MigrateReader *reader)
 	CopyReader *copy;
 	int			natts;
 	bool		binary = src->binary &&
-		pg_get_client_encoding() == GetDatabaseEncoding();
+	pg_get_client_encoding() == GetDatabaseEncoding();
 
 	if (reader->conn == NULL)
 		elog(ERROR, "no connection to read source \"%s\"", src->label);
