@@ -168,9 +168,9 @@ extern struct pg_result *migrate_exec(MigrateConn *conn, const char *sql);
 
 /* First column of the first row as text, or NULL. */
 extern char *migrate_exec_value(MigrateConn *conn, const char *sql);
-extern void migrate_report_remote_error(struct pg_result *res, MigrateConn *conn,
-										const char *sql) pg_attribute_noreturn();
-
+pg_noreturn extern void migrate_report_remote_error(struct pg_result *res,
+													MigrateConn *conn,
+													const char *sql);
 /* True when the server's wrapper is postgres_fdw. */
 extern bool migrate_server_is_postgres(Oid server);
 
@@ -336,7 +336,10 @@ typedef struct MigrateMapping
 	char		kind;			/* 'i', 'c', 'f' */
 	bool		many;
 	bool		filtered;		/* rows may be left out on purpose */
+	/* settings of the session that defined it, under which it always runs */
 	char	   *search_path;
+	char	   *timezone;
+	char	   *datestyle;
 	char	   *query;			/* SELECT <target columns> FROM source ... */
 	int			ncolumns;		/* of the query */
 	char	  **columns;		/* target column names, query order */

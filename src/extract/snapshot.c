@@ -27,9 +27,9 @@
 #include "utils/builtins.h"
 #include "utils/pg_lsn.h"
 
-/* waiting for a flush: force it after so long, and again */
-#define FORCE_AFTER_MS 30
-#define FORCE_EVERY_MS 5000
+/* waiting for a flush: nudge the source after so long, and again */
+#define NUDGE_AFTER_MS 100
+#define NUDGE_EVERY_MS 5000
 
 #define BEGIN_READING "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
 
@@ -168,28 +168,16 @@ migrate_source_begin(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 }
 
 /*
- * Make the source flush its WAL.  Its WAL writer would do so within a second
- * or so, but only as far as the last commit; the position may lie behind that,
- * in a transaction that idles.  The commit of an empty logical message (a few
- * bytes of WAL that nobody reads) flushes all that is before it; where that is
- * not granted, an empty transaction with an id tells the WAL writer to.
+ * Make the source's WAL writer go as far as the position we wait for.  By
+ * itself it flushes up to the last commit, and the position may lie behind
+ * that, in a transaction that idles: an empty transaction with an id moves the
+ * mark.  (A logical message would flush at once, but others may decode them.)
  */
 static void
-force_flush(MigrateConn *conn)
+nudge(MigrateConn *conn)
 {
-	PGresult   *res;
-	bool		ok;
-
 	migrate_source_end(conn);
-	res = migrate_exec_try(conn, "BEGIN; SET LOCAL synchronous_commit = local; "
-						   "SELECT pg_logical_emit_message(true, 'migrate', ''); COMMIT");
-	ok = migrate_result_ok(res);
-	PQclear(res);
-	if (!ok)
-	{
-		migrate_source_end(conn);
-		PQclear(migrate_exec(conn, "SELECT txid_current()"));
-	}
+	PQclear(migrate_exec(conn, "SELECT txid_current()"));
 }
 
 /*
@@ -201,7 +189,7 @@ migrate_source_wait_durable(MigrateConn *conn, MigrateSourceTxn *txn)
 {
 	long		delay = 1;
 	long		waited = 0;
-	long		next_force = FORCE_AFTER_MS;
+	long		next_nudge = NUDGE_AFTER_MS;
 
 	if (txn->durable || conn == NULL)
 		return;
@@ -230,10 +218,10 @@ migrate_source_wait_durable(MigrateConn *conn, MigrateSourceTxn *txn)
 		CHECK_FOR_INTERRUPTS();
 		waited += delay;
 		delay = Min(delay * 2, 50);
-		if (waited >= next_force)
+		if (waited >= next_nudge)
 		{
-			force_flush(conn);
-			next_force = waited + FORCE_EVERY_MS;
+			nudge(conn);
+			next_nudge = waited + NUDGE_EVERY_MS;
 		}
 	}
 	txn->durable = true;
