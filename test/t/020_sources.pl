@@ -74,6 +74,8 @@ foreach my $way ([ 'auto', 'auto' ], [ 'copy', 'key' ], [ 'copy', 'whole' ], [ '
 		same_rows($target, "SELECT * FROM src.$name", $target, "SELECT * FROM $job.$name", "$job: $name");
 	}
 	is(sql(qq{SELECT count(*) FROM migrate.dead_letters WHERE job = '$job'}), '0', "$job: nothing is dead");
+	is(sql(qq{SELECT string_agg(n::text, ' ' ORDER BY source) FROM (SELECT source, sum(rows_read) AS n
+		FROM migrate.chunks WHERE job = '$job' GROUP BY 1) s}), '900 8000 8000 8000 1001', "$job: each row is read once");
 	sql(qq{SELECT migrate_cancel('$job')});
 }
 is(sql('SELECT count(*) FROM auto_auto.zoo WHERE length(c) = 10'), '1000', 'P7: char(10) to text keeps its blanks');
