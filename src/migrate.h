@@ -330,7 +330,10 @@ typedef struct MigrateMapping
 	char		kind;			/* 'i', 'c', 'f' */
 	bool		many;
 	bool		filtered;		/* rows may be left out on purpose */
+	/* settings of the session that defined it, under which it always runs */
 	char	   *search_path;
+	char	   *timezone;
+	char	   *datestyle;
 	char	   *query;			/* SELECT <target columns> FROM source ... */
 	int			ncolumns;		/* of the query */
 	char	  **columns;		/* target column names, query order */

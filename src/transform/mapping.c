@@ -74,7 +74,8 @@ extern PGDLLEXPORT Datum migrate_mapping_check(PG_FUNCTION_ARGS);
 	" left(md5(concat_ws(' ', m.query, m.search_path, m.key, p.prosrc, p.xmin)), 16), " \
 	" m.target_columns, " \
 	" ARRAY(SELECT k.key FROM jsonb_each_text(m.key) k ORDER BY k.key), " \
-	" ARRAY(SELECT k.value FROM jsonb_each_text(m.key) k ORDER BY k.key) " \
+	" ARRAY(SELECT k.value FROM jsonb_each_text(m.key) k ORDER BY k.key), " \
+	" m.timezone, m.datestyle " \
 	"FROM migrate.mapping m LEFT JOIN pg_catalog.pg_proc p ON p.oid = m.mapping "
 
 /* A text[] of the last SPI result as C strings. */
@@ -133,6 +134,8 @@ mapping_from_spi(int row)
 	map->many = migrate_spi_text(row, 6)[0] == 't';
 	map->filtered = migrate_spi_text(row, 7)[0] == 't';
 	map->search_path = migrate_spi_text(row, 8);
+	map->timezone = migrate_spi_text(row, 15);
+	map->datestyle = migrate_spi_text(row, 16);
 	map->query = migrate_spi_text(row, 9);
 	map->owns = migrate_spi_text(row, 10);
 	map->version = migrate_spi_text(row, 11);
@@ -341,14 +344,27 @@ parse_mapping(MigrateMapping *map, const char *text, QueryEnvironment *env)
 	return query;
 }
 
-/* Set search_path within the nest level that is returned. */
+/*
+ * The settings under which the mapping was defined, within the nest level that
+ * is returned: a loader, a replay and a validation give the same row.
+ */
 static int
-enter_search_path(MigrateMapping *map)
+enter_settings(MigrateMapping *map)
 {
+	struct
+	{
+		const char *name;
+		const char *value;
+	}			settings[] = {
+		{"search_path", map->search_path},
+		{"timezone", map->timezone},
+		{"datestyle", map->datestyle}
+	};
 	int			level = NewGUCNestLevel();
 
-	(void) set_config_option("search_path", map->search_path, PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	for (int i = 0; i < lengthof(settings); i++)
+		(void) set_config_option(settings[i].name, settings[i].value, PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	return level;
 }
 
@@ -376,14 +392,14 @@ compile_error_context(void *arg)
 
 /*
  * Parse, coerce to the target's column types with assignment casts, and plan,
- * under the mapping's search_path, as the current user.  What is made lives
+ * under the mapping's settings, as the current user.  What is made lives
  * in the current memory context; the locks, until the (sub)transaction ends.
  */
 void
 migrate_mapping_compile(MigrateMapping *map, MigrateSource *src)
 {
 	char	   *text = executed_text(map, src);
-	int			level = enter_search_path(map);
+	int			level = enter_settings(map);
 	MigrateBatch *shape = migrate_batch_create(src);
 	QueryEnvironment *env = batch_environment(shape->desc, NULL, PLANNED_ROWS);
 	CompileContext context = {text, map->target_name};
@@ -448,7 +464,7 @@ migrate_mapping_run(MigrateMapping *map, MigrateBatch *batch, MigrateRowFn dest,
 											   "migrate mapping run",
 											   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext oldcxt = MemoryContextSwitchTo(mcxt);
-	int			level = enter_search_path(map);
+	int			level = enter_settings(map);
 	QueryEnvironment *env = batch_environment(batch->desc, batch->store,
 											  batch->nrows);
 	QueryDesc  *desc;

@@ -160,6 +160,19 @@ foreach my $how (
 	is(sql(q{SELECT "binary" FROM migrate.source_table WHERE foreign_table = 'conv'::regclass}), 'f', 'P7: not by binary COPY');
 }
 
+# --- P7: nor does it matter in whose session a mapping runs
+{
+	src(q{CREATE TABLE zone (id int PRIMARY KEY, at timestamptz); INSERT INTO zone SELECT g, '2026-01-01 00:00Z'::timestamptz + g * interval '7 h' FROM generate_series(1, 100) g});
+	sql(q{SET timezone = 'Asia/Tokyo'; SET datestyle = 'SQL, DMY';
+		CREATE TABLE p7.zone (id int PRIMARY KEY, day date, shown text);
+		SELECT migrate_create_job('zone', server => 'legacy');
+		SELECT migrate_add_table('zone', 'public.zone', 'p7.zone', columns => '{"day": "at::date", "shown": "at::text"}');
+		SELECT migrate_start('zone')});
+	wait_job($target, 'zone', 'copied');
+	is(sql(q{SELECT day, shown FROM p7.zone WHERE id = 3}), '2026-01-02|02/01/2026 06:00:00 JST', 'P7: a mapping runs under the settings that it was defined in');
+	is(sql(q{SET timezone = 'America/New_York'; SELECT matched FROM migrate_validate('zone')}), 't', 'P7: also when somebody elsewhere validates');
+}
+
 # --- P10: a row that moved between two chunks is there twice for a moment
 {
 	src(q{CREATE TABLE p10 (id int PRIMARY KEY, v int, pad text) WITH (fillfactor = 100);
