@@ -277,8 +277,10 @@ evaluate_failed(MigrateJob *job, ErrorData *edata, bool tell_it)
 	StartTransactionCommand();
 	if (tell_it)
 		migrate_event(job->job_id, "warning", "throttle_query",
-					  "throttle_query failed, the copy goes on without it: %s",
-					  edata->message);
+					  "throttle_query failed, the copy goes on without it: %s%s",
+					  edata->message,
+					  strcmp(job->throttle_side, "source") == 0 ?
+					  " (on the source, names need their schema)" : "");
 	set_hold(job, false, NULL);
 	CommitTransactionCommand();
 }

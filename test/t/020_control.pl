@@ -137,7 +137,7 @@ cmp_ok($speed, '<', 2600, "rows_per_second 2000: $speed");
 cmp_ok($speed, '>', 1000, 'and not much less');
 like(sql(q{SELECT max(throttle) FROM migrate._live_workers()}), qr/^rows_per_second: [0-9.]+ > 2000$/, 'told: reason, value, threshold');
 sql(q{CREATE TABLE public.brake (v int); INSERT INTO public.brake VALUES (9);
-	SELECT migrate_alter_job('slow', '{"rows_per_second": 3000, "throttle_query": "SELECT v FROM brake", "throttle_threshold": 5}')});
+	SELECT migrate_alter_job('slow', '{"rows_per_second": 3000, "throttle_query": "SELECT v FROM public.brake", "throttle_threshold": 5}')});
 ok(wait_for($target, q{SELECT max(throttle) = 'throttle_query: 9 > 5' FROM migrate._live_workers()}), 'throttle_query, set while it runs, holds');
 sleep(0.3);
 $r1 = sql($rows);
