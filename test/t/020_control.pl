@@ -209,6 +209,19 @@ sql(q{SELECT migrate_resume('once')}) for 1 .. 3;
 ok(wait_for($target, q{SELECT count(*) > 0 FROM migrate._live_workers() WHERE role = 'loader'}), 'resumed');
 is(sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'migrate job'}), '1', 'P22: one again');
 
+# two that are asked for at the same moment, before either has the lock
+sql(q{SELECT migrate_pause('once'); });
+sql(q{SELECT migrate_wait('once', 'paused', '10s')});
+ok(wait_for(sub { workers() eq '0' }), 'paused');
+sql(q{UPDATE migrate.job SET wanted = 'run' WHERE job = 'once'});
+my @sessions = map { $target->background_psql('postgres') } 1 .. 2;
+$_->query_safe(q{BEGIN; SELECT txid_current(); SELECT migrate._launch(job_id) FROM migrate.job WHERE job = 'once'}) for @sessions;
+is(sql(q{SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'migrate job'}), '2', 'P22: two workers wait for their transactions');
+for my $s (@sessions) { $s->query_safe('COMMIT'); $s->quit; }
+ok(wait_for($target, q{SELECT count(*) > 0 FROM migrate._live_workers() WHERE role = 'loader' AND rows > 0}), 'it copies');
+ok(wait_for($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'migrate job'}, timeout => 15), 'P22: one of them has left');
+is(sql(q{SELECT count(*) <= 2 FROM pg_stat_activity WHERE backend_type = 'migrate loader'}), 't', 'P22: and the other one has the loaders');
+
 # a loader that is ended comes back
 sql(q{SELECT pg_terminate_backend(pid) FROM migrate._live_workers() WHERE slot = 1});
 ok(wait_for($target, q{SELECT count(*) = 1 FROM migrate.event JOIN migrate.job USING (job_id) WHERE job = 'once' AND kind = 'loader_ended'}), 'a loader that is ended is told');

@@ -47,6 +47,15 @@ sub now { return sql('SELECT clock_timestamp()'); }
 
 goes_on('start', '2000-01-01');
 
+# the launcher is told of a job worker's end, also of one that it did not start
+sub terminate
+{
+	my ($what) = @_;
+	sql(q{SELECT pg_terminate_backend(pid) FROM migrate._live_workers() WHERE slot = 0}, $_) for @dbs;
+	goes_on($what, now());
+	return;
+}
+terminate('terminated job workers');
 my $t = now();
 my $begin = time();
 $target->restart('fast');
@@ -65,13 +74,7 @@ $t = now();
 hard_restart($target);
 goes_on('kill -9 of the server', $t);
 
-# the launcher is told of a job worker's end
-foreach my $db (@dbs)
-{
-	sql(q{SELECT pg_terminate_backend(pid) FROM migrate._live_workers() WHERE slot = 0}, $db);
-}
-$t = now();
-goes_on('terminated job workers', $t);
+terminate('terminated job workers, again');
 
 # nothing stands in the way of databases
 $begin = time();
