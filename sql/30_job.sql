@@ -204,9 +204,9 @@ DECLARE
 	o		migrate.made_object;
 	reason	text;
 BEGIN
-	IF (j.wanted IN ('run', 'pause')
-		AND j.state NOT IN ('defined', 'copied', 'finished', 'failed', 'cancelled'))
-		OR EXISTS (SELECT FROM migrate._live_workers() w WHERE w.job_id = j.job_id) THEN
+	-- a worker that still lives although nothing is wanted, or in a state
+	-- without work, is on its way out, also when it finds no job any more
+	IF j.wanted <> 'stop' AND j.state NOT IN ('copied', 'finished', 'failed', 'cancelled') THEN
 		RAISE EXCEPTION USING ERRCODE = '55006',
 			MESSAGE = format('job "%s" is running', $1),
 			HINT = format('Stop it first: SELECT migrate_cancel(%L);', $1);

@@ -767,7 +767,7 @@ BEGIN
 		RETURNING mapping_id INTO new_id;
 	EXCEPTION WHEN unique_violation THEN
 		RAISE EXCEPTION USING ERRCODE = '42710',
-			MESSAGE = format('target %s has a mapping already, in a job of another role', shown),
+			MESSAGE = format('target %s has a mapping already, in another job', shown),
 			HINT = 'Mappings that fill one table each need a predicate of their own in "owns".';
 	END;
 	IF created THEN

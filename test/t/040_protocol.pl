@@ -79,14 +79,31 @@ foreach my $how (
 		'P4: committed on the source, and not durable there');
 	my $insert = $lazy->safe_psql('postgres', 'SELECT pg_current_wal_insert_lsn()');
 	sql(q{SELECT migrate_start('p4')});
-	wait_job($target, 'p4', 'copied');
-	is(sql("SELECT bool_and(source_lsn >= '$insert') FROM migrate.chunk JOIN migrate.job USING (job_id) WHERE job = 'p4'"), 't',
-		'P5: the chunk keeps the insert position after its snapshot, not the flush position');
+	ok(wait_for($lazy, q{SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name LIKE 'migrate/p4/%' AND query LIKE '%flush_lsn%'}),
+		'P4: the loader has read and asks whether it may commit');
+	is(sql('SELECT count(*) FROM p4.lost'), '0', 'P4: and has committed nothing');
 	# the whole server goes down with it, and what WAL was only in memory
 	kill 'KILL', $walwriter;
-	ok(wait_for($lazy, "SELECT pid <> $walwriter FROM pg_stat_activity WHERE backend_type = 'walwriter'"), 'P4: the source has crashed and is back');
-	is(sql('SELECT count(*) FROM p4.lost'), '500', 'P4: the rows are in the target');
-	same_rows($lazy, 'SELECT * FROM lost', $target, 'SELECT * FROM p4.lost', 'P4: and what was committed here did not unhappen there');
+	ok(wait_for($lazy, 'SELECT count(*) = 0 FROM lost'), 'P4: the crash made the rows unhappen');
+	wait_job($target, 'p4', 'copied');
+	is(sql('SELECT count(*) FROM p4.lost'), '0', 'P4: none of them is in the target');
+
+	# the position kept with a chunk is the insert position
+	sql(q{SELECT migrate_create_job('p5', server => 'lazy', options => '{"workers": 1}');
+		SELECT migrate_add_table('p5', 'public.lost', 'p5.lost')});
+	$walwriter = $lazy->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'});
+	ok(wait_for($lazy, 'SELECT pg_current_wal_flush_lsn() = pg_current_wal_insert_lsn()'), 'P5: the source is idle');
+	kill 'STOP', $walwriter or die "walwriter: $!";
+	$lazy->safe_psql('postgres', q{SET synchronous_commit = off; INSERT INTO lost SELECT g, 'v' FROM generate_series(1, 600) g});
+	$insert = $lazy->safe_psql('postgres', 'SELECT pg_current_wal_insert_lsn()');
+	sql(q{SELECT migrate_start('p5')});
+	ok(wait_for($lazy, q{SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name LIKE 'migrate/p5/%' AND query LIKE '%flush_lsn%'}),
+		'P5: the loader waits for the flush');
+	kill 'CONT', $walwriter;
+	wait_job($target, 'p5', 'copied');
+	is(sql("SELECT bool_and(source_lsn >= '$insert') FROM migrate.chunk JOIN migrate.job USING (job_id) WHERE job = 'p5'"), 't',
+		'P5: the chunk keeps the insert position after its snapshot, not the flush position');
+	same_rows($lazy, 'SELECT * FROM lost', $target, 'SELECT * FROM p5.lost', 'P5: equal');
 	$lazy->stop;
 }
 
