@@ -90,6 +90,7 @@ AS $$
 						'name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
 						'notnull', a.attnotnull, 'identity', a.attidentity,
 						'generated', a.attgenerated,
+						'readable', has_column_privilege(c.oid, a.attnum, 'SELECT'),
 						'default', pg_get_expr(d.adbin, d.adrelid),
 						'collation', CASE WHEN a.attcollation <> t.typcollation
 										  THEN json_build_array(cn.nspname, co.collname) END)
@@ -119,9 +120,7 @@ AS $$
 			   AND i.indpred IS NULL AND i.indexprs IS NULL) AS keys,
 			has_schema_privilege(n.oid, 'USAGE') AND
 			(has_table_privilege(c.oid, 'SELECT') OR
-			 coalesce((SELECT bool_and(has_column_privilege(c.oid, a.attnum, 'SELECT'))
-					   FROM pg_attribute a
-					   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), false)) AS readable,
+			 has_any_column_privilege(c.oid, 'SELECT')) AS readable,
 			row_security_active(c.oid) AS rls,
 			c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid) AS children
 		FROM unnest(%L::text[], %L::text[]) w(s, t)
