@@ -171,6 +171,7 @@ extern char *migrate_exec_value(MigrateConn *conn, const char *sql);
 pg_noreturn extern void migrate_report_remote_error(struct pg_result *res,
 													MigrateConn *conn,
 													const char *sql);
+
 /* True when the server's wrapper is postgres_fdw. */
 extern bool migrate_server_is_postgres(Oid server);
 
