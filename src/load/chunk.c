@@ -16,6 +16,7 @@
  *
  *	  range fails reading -> rolled back -> two halves, each the same way
  *						  -> one row: dead letter, stage 'read'
+ *						  -> rows that nothing tells apart: error
  *
  * A crash leaves the chunk 'running', without any of its rows.
  *
@@ -273,8 +274,15 @@ load_range(ChunkState *state, MigrateRange *range)
 		load_range(state, &first);
 		load_range(state, &second);
 	}
-	else
+	else if (migrate_range_is_row(state->conn, state->src, range))
 		bury_range(state, range, edata);
+	else
+	{
+		/* nothing tells its rows apart, and the good ones are not to go too */
+		if (edata->hint == NULL)
+			edata->hint = pstrdup("Rows that cannot be read are set aside one by one only where ranges of blocks or of a key tell them apart. Mend the row, or declare its column as text.");
+		ReThrowError(edata);
+	}
 	MemoryContextSwitchTo(oldcxt);
 	MemoryContextDelete(mcxt);
 }
