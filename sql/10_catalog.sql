@@ -238,6 +238,7 @@ CREATE TABLE migrate.made_object (
 	temporary	boolean NOT NULL DEFAULT true,
 	made_at		timestamptz NOT NULL DEFAULT now()
 );
+CREATE INDEX made_object_job ON migrate.made_object (job_id, object);
 COMMENT ON TABLE migrate.made_object IS 'objects made for a job outside the extension''s tables, so that they can be removed again';
 
 CREATE TABLE migrate.acceptance (

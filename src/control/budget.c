@@ -93,7 +93,7 @@ migrate_budget_check_chunk(void)
 	int64		limit = migrate_shared->chunk_dead_limit;
 	Oid			type = INT8OID;
 	Datum		arg;
-	char		text[sizeof(migrate_shared->budget)];
+	char		why[sizeof(migrate_shared->budget)];
 	char	   *most = NULL;
 
 	if (limit < 0 || s->chunk_dead <= limit || s->chunk_id == 0)
@@ -106,18 +106,18 @@ migrate_budget_check_chunk(void)
 					 1, &type, &arg, NULL, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 		most = migrate_spi_text(0, 0);
-	migrate_clip(text, sizeof(text),
+	migrate_clip(why, sizeof(why),
 				 psprintf("max_dead_letters: " INT64_FORMAT " dead letters in one chunk > " INT64_FORMAT
 						  ", the chunk was given up%s%s",
 						  s->chunk_dead, limit, most ? "; " : "", most ? most : ""));
 	migrate_spi_end();
 
 	SpinLockAcquire(&migrate_shared->mutex);
-	memcpy(migrate_shared->budget, text, sizeof(text));
+	memcpy(migrate_shared->budget, why, sizeof(why));
 	SpinLockRelease(&migrate_shared->mutex);
 	migrate_abandoned = true;
 	ereport(ERROR,
 			(errcode(ERRCODE_QUERY_CANCELED),
 			 errmsg("chunk given up because it has too many dead letters"),
-			 errdetail_internal("%s", text)));
+			 errdetail_internal("%s", why)));
 }

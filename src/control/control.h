@@ -137,7 +137,7 @@ typedef enum MigrateStep
 	MIGRATE_STEP_LOADED,		/* a chunk is done */
 	MIGRATE_STEP_NOTHING,		/* no chunk to claim */
 	MIGRATE_STEP_ERROR,			/* noted; wait before the next */
-	MIGRATE_STEP_ABANDONED,		/* stopped in the throttle, chunk is todo again */
+	MIGRATE_STEP_ABANDONED,		/* given up on purpose, chunk is todo */
 	MIGRATE_STEP_GONE			/* the job is not there any more */
 } MigrateStep;
 

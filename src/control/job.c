@@ -41,6 +41,7 @@ static const struct
 	OptionKind	kind;
 	size_t		offset;
 }			options[] =
+
 {
 	{"transport", OPT_TEXT, offsetof(MigrateJob, transport)},
 	{"chunking", OPT_TEXT, offsetof(MigrateJob, chunking)},

@@ -109,11 +109,11 @@ mark_replan(MigrateLoader *loader, MigrateChunk *chunk)
 static void
 report_chunk(MigrateJob *job, MigrateChunk *chunk)
 {
-	char		text[256];
+	char		activity[256];
 
-	snprintf(text, sizeof(text), "copying chunk " INT64_FORMAT " of %s, job %s",
+	snprintf(activity, sizeof(activity), "copying chunk " INT64_FORMAT " of %s, job %s",
 			 chunk->chunk_id, chunk->range.relation ? chunk->range.relation : "?", job->name);
-	pgstat_report_activity(STATE_RUNNING, text);
+	pgstat_report_activity(STATE_RUNNING, activity);
 }
 
 /* The job as it is now, and a connection if it needs one. */

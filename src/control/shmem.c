@@ -182,6 +182,7 @@ void
 migrate_worker_phase(const char *phase)
 {
 	TimestampTz now = GetCurrentTimestamp();
+
 	if (migrate_shared == NULL)
 		return;
 	SpinLockAcquire(&migrate_shared->mutex);

@@ -72,11 +72,11 @@ refill(double tokens, int64 rate, double seconds)
 
 /*
  * Take rows and bytes, and say how long to wait, in ms (0: go on), and for
- * which limit.  *value is what all loaders have asked for against one
+ * which limit.  *measured is what all loaders have asked for against one
  * second's worth, that is the limit and the bucket's debt.
  */
 static long
-take(int64 rows, int64 bytes, const char **limit, double *value, int64 *threshold)
+take(int64 rows, int64 bytes, const char **limit, double *measured, int64 *threshold)
 {
 	MigrateShared *s = migrate_shared;
 	TimestampTz now = GetCurrentTimestamp();
@@ -95,16 +95,16 @@ take(int64 rows, int64 bytes, const char **limit, double *value, int64 *threshol
 	byte_wait = s->byte_tokens < 0 ? -s->byte_tokens / s->bytes_per_second : 0;
 	*limit = row_wait >= byte_wait ? "rows_per_second" : "bytes_per_second";
 	*threshold = row_wait >= byte_wait ? s->rows_per_second : s->bytes_per_second;
-	*value = *threshold - (row_wait >= byte_wait ? s->row_tokens : s->byte_tokens);
+	*measured = *threshold - (row_wait >= byte_wait ? s->row_tokens : s->byte_tokens);
 	SpinLockRelease(&s->mutex);
 	return (long) ceil(Min(Max(row_wait, byte_wait), 1000000) * 1000);
 }
 
 static void
-tell(const char *text)
+tell(const char *line)
 {
 	SpinLockAcquire(&migrate_shared->mutex);
-	strlcpy(migrate_shared->throttle, text, sizeof(migrate_shared->throttle));
+	strlcpy(migrate_shared->throttle, line, sizeof(migrate_shared->throttle));
 	SpinLockRelease(&migrate_shared->mutex);
 }
 
@@ -134,9 +134,9 @@ migrate_throttle(int64 rows, int64 bytes)
 	for (;;)
 	{
 		const char *limit;
-		double		value;
+		double		measured;
 		int64		threshold;
-		long		wait = take(rows, bytes, &limit, &value, &threshold);
+		long		wait = take(rows, bytes, &limit, &measured, &threshold);
 		bool		hold = migrate_shared->hold;
 
 		rows = bytes = 0;		/* taken */
@@ -150,10 +150,10 @@ migrate_throttle(int64 rows, int64 bytes)
 		}
 		if (wait > 0)
 		{
-			char		text[sizeof(migrate_shared->throttle)];
+			char		line[sizeof(migrate_shared->throttle)];
 
-			snprintf(text, sizeof(text), "%s: %.1f > " INT64_FORMAT, limit, value, threshold);
-			tell(text);
+			snprintf(line, sizeof(line), "%s: %.1f > " INT64_FORMAT, limit, measured, threshold);
+			tell(line);
 		}
 		if (migrate_my_slot == 0)
 			migrate_job_worker_glance();
@@ -177,13 +177,13 @@ migrate_throttle(int64 rows, int64 bytes)
 
 /* A number, or a boolean as 1 and 0, from its text. */
 static double
-parse_value(const char *text)
+parse_value(const char *given)
 {
 	bool		b;
 
-	if (parse_bool(text, &b))
+	if (parse_bool(given, &b))
 		return b ? 1 : 0;
-	return DatumGetFloat8(DirectFunctionCall1(float8in, CStringGetDatum(text)));
+	return DatumGetFloat8(DirectFunctionCall1(float8in, CStringGetDatum(given)));
 }
 
 /*
@@ -241,9 +241,9 @@ set_hold(MigrateJob *job, bool hold, const char *reason)
 static void
 evaluate(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt, MemoryContext mcxt)
 {
-	char	   *text;
+	char	   *given;
 	char		reason[128];
-	double		value;
+	double		measured;
 
 	StartTransactionCommand();
 	if (strcmp(job->throttle_side, "source") == 0)
@@ -255,18 +255,18 @@ evaluate(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt, MemoryCont
 									job->connect_timeout_s);
 		}
 		MemoryContextSwitchTo(mcxt);
-		text = migrate_exec_value(*conn, job->throttle_query);
+		given = migrate_exec_value(*conn, job->throttle_query);
 	}
 	else
 	{
 		enable_timeout_after(STATEMENT_TIMEOUT, QUERY_TIMEOUT);
-		text = value_here(job->throttle_query, mcxt);
+		given = value_here(job->throttle_query, mcxt);
 		disable_timeout(STATEMENT_TIMEOUT, false);
 	}
-	value = text ? parse_value(text) : 0;
-	snprintf(reason, sizeof(reason), "throttle_query: %g > %g", value,
+	measured = given ? parse_value(given) : 0;
+	snprintf(reason, sizeof(reason), "throttle_query: %g > %g", measured,
 			 job->throttle_threshold);
-	set_hold(job, text != NULL && value > job->throttle_threshold, reason);
+	set_hold(job, given != NULL && measured > job->throttle_threshold, reason);
 	CommitTransactionCommand();
 }
 
@@ -277,8 +277,10 @@ evaluate_failed(MigrateJob *job, ErrorData *edata, bool tell_it)
 	StartTransactionCommand();
 	if (tell_it)
 		migrate_event(job->job_id, "warning", "throttle_query",
-					  "throttle_query failed, the copy goes on without it: %s",
-					  edata->message);
+					  "throttle_query failed, the copy goes on without it: %s%s",
+					  edata->message,
+					  strcmp(job->throttle_side, "source") == 0 ?
+					  " (on the source, names need their schema)" : "");
 	set_hold(job, false, NULL);
 	CommitTransactionCommand();
 }

@@ -51,19 +51,19 @@ migrate_trouble_note(int64 chunk_id, const char *sqlstate, const char *message)
 {
 	MigrateWorkerSlot *slot = &migrate_shared->slots[migrate_my_slot];
 	bool		transient = migrate_error_is_transient(sqlstate);
-	char		text[sizeof(slot->last_error)];
+	char		line[sizeof(slot->last_error)];
 	MigrateTrouble *free_entry = NULL;
 	MigrateTrouble *entry = NULL;
 	TimestampTz now = GetCurrentTimestamp();
 
-	migrate_clip(text, sizeof(text), message);
+	migrate_clip(line, sizeof(line), message);
 	SpinLockAcquire(&migrate_shared->mutex);
 	slot->errors++;
 	if (slot->error_since == 0)
 		slot->error_since = now;
 	slot->changed = now;
 	strlcpy(slot->sqlstate, sqlstate, sizeof(slot->sqlstate));
-	strlcpy(slot->last_error, text, sizeof(slot->last_error));
+	strlcpy(slot->last_error, line, sizeof(slot->last_error));
 	for (int i = 0; i < MIGRATE_MAX_LOADERS && !transient; i++)
 	{
 		MigrateTrouble *t = &migrate_shared->trouble[i];
@@ -85,7 +85,7 @@ migrate_trouble_note(int64 chunk_id, const char *sqlstate, const char *message)
 		entry->count++;
 		entry->chunk_id = chunk_id;
 		strlcpy(entry->sqlstate, sqlstate, sizeof(entry->sqlstate));
-		strlcpy(entry->message, text, sizeof(entry->message));
+		strlcpy(entry->message, line, sizeof(entry->message));
 	}
 	SpinLockRelease(&migrate_shared->mutex);
 }

@@ -55,8 +55,10 @@ typedef struct CopyReader
 	int			used;
 	int64		bytes;			/* received since the last row */
 
-	/* rows that the parser gave, and that the source says it sent (-1: not
-	 * said yet); they must agree */
+	/*
+	 * rows that the parser gave, and that the source says it sent (-1: not
+	 * said yet); they must agree
+	 */
 	int64		parsed;
 	int64		sent;
 } CopyReader;

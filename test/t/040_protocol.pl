@@ -70,7 +70,9 @@ foreach my $how (
 	sql(q{SELECT migrate_create_job('p4', server => 'lazy', options => '{"workers": 1, "retry_max_delay": "300ms"}');
 		SELECT migrate_add_table('p4', 'public.lost', 'p4.lost')});
 
+	# stopped when it has nothing to do, so that it holds no lock meanwhile
 	my $walwriter = $lazy->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'});
+	ok(wait_for($lazy, 'SELECT pg_current_wal_flush_lsn() = pg_current_wal_insert_lsn()'), 'P4: the source is idle');
 	kill 'STOP', $walwriter or die "walwriter: $!";
 	$lazy->safe_psql('postgres', q{SET synchronous_commit = off; INSERT INTO lost SELECT g, 'v' FROM generate_series(1, 500) g});
 	is($lazy->safe_psql('postgres', 'SELECT pg_current_wal_flush_lsn() < pg_current_wal_insert_lsn()'), 't',
@@ -82,19 +84,17 @@ foreach my $how (
 	is(sql('SELECT count(*) FROM p4.lost'), '0', 'P4: and has committed nothing');
 	# the whole server goes down with it, and what WAL was only in memory
 	kill 'KILL', $walwriter;
-	ok(wait_for($lazy, 'SELECT count(*) = 0 FROM lost'), 'P4: the source is back');
-	is($lazy->safe_psql('postgres', 'SELECT count(*) FROM lost'), '0', 'P4: the crash made the rows unhappen');
+	ok(wait_for($lazy, 'SELECT count(*) = 0 FROM lost'), 'P4: the crash made the rows unhappen');
 	wait_job($target, 'p4', 'copied');
 	is(sql('SELECT count(*) FROM p4.lost'), '0', 'P4: none of them is in the target');
-	is(sql("SELECT count(*) FROM migrate.chunks c WHERE job = 'p4' AND state <> 'done'"), '0', 'P4: the copy went on');
 
 	# the position kept with a chunk is the insert position
-	$lazy->safe_psql('postgres', q{SET synchronous_commit = off; INSERT INTO lost SELECT g, 'v' FROM generate_series(1, 500) g});
 	sql(q{SELECT migrate_create_job('p5', server => 'lazy', options => '{"workers": 1}');
 		SELECT migrate_add_table('p5', 'public.lost', 'p5.lost')});
 	$walwriter = $lazy->safe_psql('postgres', q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'});
+	ok(wait_for($lazy, 'SELECT pg_current_wal_flush_lsn() = pg_current_wal_insert_lsn()'), 'P5: the source is idle');
 	kill 'STOP', $walwriter or die "walwriter: $!";
-	$lazy->safe_psql('postgres', q{SET synchronous_commit = off; INSERT INTO lost SELECT g, 'v' FROM generate_series(501, 600) g});
+	$lazy->safe_psql('postgres', q{SET synchronous_commit = off; INSERT INTO lost SELECT g, 'v' FROM generate_series(1, 600) g});
 	$insert = $lazy->safe_psql('postgres', 'SELECT pg_current_wal_insert_lsn()');
 	sql(q{SELECT migrate_start('p5')});
 	ok(wait_for($lazy, q{SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name LIKE 'migrate/p5/%' AND query LIKE '%flush_lsn%'}),
