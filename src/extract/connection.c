@@ -165,16 +165,17 @@ migrate_server_is_postgres(Oid server)
 	ForeignServer *srv = GetForeignServer(server);
 	ForeignDataWrapper *fdw = GetForeignDataWrapper(srv->fdwid);
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(fdw->fdwhandler));
-	char	   *symbol = NULL;
+	char	   *handler = NULL;
 	bool		isnull;
 
 	if (HeapTupleIsValid(tuple))
 	{
-		symbol = TextDatumGetCString(SysCacheGetAttr(PROCOID, tuple,
-													 Anum_pg_proc_prosrc, &isnull));
+		handler = TextDatumGetCString(SysCacheGetAttr(PROCOID, tuple,
+													  Anum_pg_proc_prosrc, &isnull));
+
 		ReleaseSysCache(tuple);
 	}
-	return symbol && strcmp(symbol, "postgres_fdw_handler") == 0;
+	return handler != NULL && strcmp(handler, "postgres_fdw_handler") == 0;
 }
 
 /* The mapping of "owner", or PUBLIC's, with an error of our own for neither. */
