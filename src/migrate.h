@@ -279,6 +279,10 @@ extern bool migrate_range_halve(MigrateConn *conn, MigrateSource *src,
 								MigrateRange *range,
 								MigrateRange *first, MigrateRange *second);
 
+/* After halving: is it one row at most?  False: nothing tells its rows apart. */
+extern bool migrate_range_is_row(MigrateConn *conn, MigrateSource *src,
+								 MigrateRange *range);
+
 /*
  * What can be said of an unreadable row: key (jsonb text or NULL) and
  * {"at": .., "columns": {name: "\\x.."}}.

@@ -24,6 +24,7 @@
 #include "extract/extract.h"
 
 #include "catalog/pg_foreign_server.h"
+#include "catalog/pg_proc.h"
 #include "commands/defrem.h"
 #include "foreign/foreign.h"
 #include "mb/pg_wchar.h"
@@ -157,13 +158,24 @@ build_options(ConnOptions *opts, ForeignServer *server, ForeignDataWrapper *fdw,
  * ----------------------------------------------------------------
  */
 
+/* By its handler, since a wrapper's name is the DBA's to choose. */
 bool
 migrate_server_is_postgres(Oid server)
 {
 	ForeignServer *srv = GetForeignServer(server);
 	ForeignDataWrapper *fdw = GetForeignDataWrapper(srv->fdwid);
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(fdw->fdwhandler));
+	char	   *handler = NULL;
+	bool		isnull;
 
-	return strcmp(fdw->fdwname, "postgres_fdw") == 0;
+	if (HeapTupleIsValid(tuple))
+	{
+		handler = TextDatumGetCString(SysCacheGetAttr(PROCOID, tuple,
+													  Anum_pg_proc_prosrc, &isnull));
+
+		ReleaseSysCache(tuple);
+	}
+	return handler != NULL && strcmp(handler, "postgres_fdw_handler") == 0;
 }
 
 /* The mapping of "owner", or PUBLIC's, with an error of our own for neither. */
@@ -404,7 +416,7 @@ migrate_connect(Oid server_oid, Oid owner, const char *job, const char *role,
 	RemoteConn *conn;
 	AclResult	acl;
 
-	if (strcmp(fdw->fdwname, "postgres_fdw") != 0)
+	if (!migrate_server_is_postgres(server_oid))
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_UNABLE_TO_ESTABLISH_CONNECTION),
 				 errmsg("server \"%s\" is not behind postgres_fdw", server->servername),

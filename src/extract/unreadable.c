@@ -133,6 +133,16 @@ migrate_range_halve(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 	return src->nkeys > 0 && halve_keys(conn, src, &whole, first, second);
 }
 
+/*
+ * A range that cannot be halved may hold many rows: a whole table without a
+ * key behind another wrapper, or rows of one key in a view.
+ */
+bool
+migrate_range_is_row(MigrateConn *conn, MigrateSource *src, MigrateRange *range)
+{
+	return migrate_range_count(conn, src, range) <= 1;
+}
+
 /* ----------------------------------------------------------------
  * the row as bytes
  * ----------------------------------------------------------------

@@ -16,6 +16,7 @@
  *
  *	  range fails reading -> rolled back -> two halves, each the same way
  *						  -> one row: dead letter, stage 'read'
+ *						  -> rows that nothing tells apart: error
  *
  * A crash leaves the chunk 'running', without any of its rows.
  *
@@ -162,20 +163,6 @@ read_rows(ChunkState *state, MigrateRange *range, MigrateReader **reader)
 	migrate_batch_free(batch);
 }
 
-/*
- * Whether a range that cannot be halved is one row.  A table that is read
- * through a wrapper in one piece can be any number of rows, which one letter
- * must not stand for.
- */
-static bool
-is_one_row(MigrateSource *src, const char *raw)
-{
-	if (src->transport == 'f')
-		return src->method == 'k' && src->nkeys > 0;
-	/* extract gives a row's columns only if it found exactly one */
-	return src->ncolumns == 0 || strstr(raw, "\"columns\": {}") == NULL;
-}
-
 /* One row that cannot be read is a dead letter of every mapping. */
 static void
 bury_range(ChunkState *state, MigrateRange *range, ErrorData *edata)
@@ -184,15 +171,6 @@ bury_range(ChunkState *state, MigrateRange *range, ErrorData *edata)
 	char	   *raw = NULL;
 
 	migrate_range_raw(state->conn, state->src, range, &key, &raw);
-	if (!is_one_row(state->src, raw))
-		ereport(ERROR,
-				(errcode(ERRCODE_FDW_ERROR),
-				 errmsg("a row of %s cannot be read, nor told from the others: %s",
-						state->src->label, edata->message),
-				 errdetail_internal("SQLSTATE %s%s%s", unpack_sql_state(edata->sqlerrcode),
-									edata->context ? ", " : "",
-									edata->context ? edata->context : ""),
-				 errhint("Correct it on the source, or declare its columns with types that take every value.")));
 	for (int i = 0; i < list_length(state->mappings); i++)
 	{
 		MigrateMapping *map = list_nth(state->mappings, i);
@@ -299,8 +277,15 @@ load_range(ChunkState *state, MigrateRange *range)
 		load_range(state, &first);
 		load_range(state, &second);
 	}
-	else
+	else if (migrate_range_is_row(state->conn, state->src, range))
 		bury_range(state, range, edata);
+	else
+	{
+		/* nothing tells its rows apart, and the good ones are not to go too */
+		if (edata->hint == NULL)
+			edata->hint = pstrdup("Rows that cannot be read are set aside one by one only where ranges of blocks or of a key tell them apart. Mend the row, or declare its column as text.");
+		ReThrowError(edata);
+	}
 	MemoryContextSwitchTo(oldcxt);
 	MemoryContextDelete(mcxt);
 }
