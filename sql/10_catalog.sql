@@ -106,8 +106,11 @@ CREATE TABLE migrate.mapping (
 	key			jsonb,
 	owns		text,
 	reads		text[] NOT NULL DEFAULT '{}',
-	-- search_path under which the DBA's expressions are read
+	-- settings under which the DBA's expressions are read and run, whoever
+	-- runs them: those of the session that defined the mapping
 	search_path	text NOT NULL,
+	timezone	text NOT NULL DEFAULT current_setting('TimeZone'),
+	datestyle	text NOT NULL DEFAULT current_setting('DateStyle'),
 	-- target columns that the query gives, in its order
 	target_columns text[] NOT NULL,
 	-- SELECT <target columns> FROM source [WHERE filter]
@@ -235,6 +238,7 @@ CREATE TABLE migrate.made_object (
 	temporary	boolean NOT NULL DEFAULT true,
 	made_at		timestamptz NOT NULL DEFAULT now()
 );
+CREATE INDEX made_object_job ON migrate.made_object (job_id, object);
 COMMENT ON TABLE migrate.made_object IS 'objects made for a job outside the extension''s tables, so that they can be removed again';
 
 CREATE TABLE migrate.acceptance (

@@ -190,8 +190,9 @@ COMMENT ON FUNCTION migrate._drop_statement(text, text, text) IS
 'DROP statement for an object of migrate.made_object';
 
 /*
- * DESIGN 4.7: what was made for the job goes with it, or is named.  Objects
- * that are not temporary (target tables, types their columns have) stay.
+ * DESIGN 4.7: what was made for the job goes with it, or is named, or is
+ * handed to another job that reads it.  Objects that are not temporary (target
+ * tables, types their columns have) stay.
  */
 CREATE FUNCTION @extschema@.migrate_drop_job(job text) RETURNS SETOF text
 LANGUAGE plpgsql VOLATILE
@@ -203,9 +204,9 @@ DECLARE
 	o		migrate.made_object;
 	reason	text;
 BEGIN
-	IF (j.wanted IN ('run', 'pause')
-		AND j.state NOT IN ('defined', 'copied', 'finished', 'failed', 'cancelled'))
-		OR EXISTS (SELECT FROM migrate._live_workers() w WHERE w.job_id = j.job_id) THEN
+	-- a worker that still lives although nothing is wanted, or in a state
+	-- without work, is on its way out, also when it finds no job any more
+	IF j.wanted <> 'stop' AND j.state NOT IN ('copied', 'finished', 'failed', 'cancelled') THEN
 		RAISE EXCEPTION USING ERRCODE = '55006',
 			MESSAGE = format('job "%s" is running', $1),
 			HINT = format('Stop it first: SELECT migrate_cancel(%L);', $1);
@@ -215,20 +216,26 @@ BEGIN
 			 WHERE m.job_id = j.job_id AND m.side = 'target' AND m.temporary
 			 ORDER BY m.kind = 'schema', m.object_id DESC
 	LOOP
+		-- one import serves several jobs: the next that needs it takes it over
+		UPDATE migrate.made_object m SET job_id = heir.job_id
+		FROM (SELECT s.job_id FROM migrate.source_table s
+			  WHERE o.kind = 'foreign table' AND s.foreign_table = to_regclass(o.object)
+				AND s.job_id <> j.job_id
+			  UNION ALL
+			  SELECT x.job_id FROM migrate.made_object x
+			  WHERE o.kind = 'schema' AND x.kind = 'foreign table' AND x.job_id <> j.job_id
+				AND starts_with(x.object, o.object || '.')
+			  ORDER BY 1 LIMIT 1) heir
+		WHERE m.object_id = o.object_id;
+		CONTINUE WHEN FOUND;
 		reason := NULL;
-		IF o.kind = 'foreign table'
-			AND EXISTS (SELECT FROM migrate.source_table s
-						WHERE s.foreign_table = to_regclass(o.object) AND s.job_id <> j.job_id) THEN
-			reason := 'another job reads it';
-		ELSE
-			BEGIN
-				EXECUTE migrate._drop_statement(o.kind, o.object);
-			EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege
-				OR object_in_use OR lock_not_available OR wrong_object_type THEN
-				GET STACKED DIAGNOSTICS reason = PG_EXCEPTION_DETAIL;
-				reason := coalesce(nullif(reason, ''), SQLERRM);
-			END;
-		END IF;
+		BEGIN
+			EXECUTE migrate._drop_statement(o.kind, o.object);
+		EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege
+			OR object_in_use OR lock_not_available OR wrong_object_type THEN
+			GET STACKED DIAGNOSTICS reason = PG_EXCEPTION_DETAIL;
+			reason := coalesce(nullif(reason, ''), SQLERRM);
+		END;
 		IF reason IS NOT NULL THEN
 			RAISE NOTICE USING
 				MESSAGE = format('%s %s is kept', o.kind, o.object),

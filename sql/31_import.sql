@@ -90,6 +90,7 @@ AS $$
 						'name', a.attname, 'type', format_type(a.atttypid, a.atttypmod),
 						'notnull', a.attnotnull, 'identity', a.attidentity,
 						'generated', a.attgenerated,
+						'readable', has_column_privilege(c.oid, a.attnum, 'SELECT'),
 						'default', pg_get_expr(d.adbin, d.adrelid),
 						'collation', CASE WHEN a.attcollation <> t.typcollation
 										  THEN json_build_array(cn.nspname, co.collname) END)
@@ -119,9 +120,7 @@ AS $$
 			   AND i.indpred IS NULL AND i.indexprs IS NULL) AS keys,
 			has_schema_privilege(n.oid, 'USAGE') AND
 			(has_table_privilege(c.oid, 'SELECT') OR
-			 coalesce((SELECT bool_and(has_column_privilege(c.oid, a.attnum, 'SELECT'))
-					   FROM pg_attribute a
-					   WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped), false)) AS readable,
+			 has_any_column_privilege(c.oid, 'SELECT')) AS readable,
 			row_security_active(c.oid) AS rls,
 			c.relkind = 'r' AND EXISTS (SELECT FROM pg_inherits h WHERE h.inhparent = c.oid) AS children
 		FROM unnest(%L::text[], %L::text[]) w(s, t)
@@ -175,7 +174,27 @@ $$;
 COMMENT ON FUNCTION migrate._key_of(regclass, jsonb, boolean) IS
 'the key of a source table, chosen from the keys that _remote_describe gives, its columns named as in the foreign table; null when there is none';
 
-/* The foreign tables of a server and the names they have on the source. */
+/* The names of a foreign table on the source, as postgres_fdw finds them. */
+CREATE FUNCTION migrate._remote_name(foreign_table oid, OUT remote_schema text, OUT remote_table text)
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT coalesce((SELECT o.option_value FROM pg_options_to_table(f.ftoptions) o
+					 WHERE o.option_name = 'schema_name'), n.nspname),
+		   coalesce((SELECT o.option_value FROM pg_options_to_table(f.ftoptions) o
+					 WHERE o.option_name = 'table_name'), c.relname)
+	FROM pg_foreign_table f
+	JOIN pg_class c ON c.oid = f.ftrelid
+	JOIN pg_namespace n ON n.oid = c.relnamespace
+	WHERE f.ftrelid = $1
+$$;
+COMMENT ON FUNCTION migrate._remote_name(oid) IS
+'the names that a foreign table has on the source';
+
+/*
+ * All foreign tables of a server with their names on the source.  Takes time
+ * with their number: not to be called once a table.
+ */
 CREATE FUNCTION migrate._foreign_tables(server oid)
 RETURNS TABLE (foreign_table regclass, remote_schema text, remote_table text)
 LANGUAGE sql STABLE
@@ -449,14 +468,17 @@ DECLARE
 	taken	text;
 	proposal text;
 BEGIN
+	WITH made AS MATERIALIZED (
+		SELECT f.foreign_table::oid AS oid, f.remote_table AS name
+		FROM migrate._foreign_tables($1.server) f
+		JOIN (SELECT to_regclass(o.object) AS oid FROM migrate.made_object o
+			  WHERE o.job_id = $1.job_id AND o.kind = 'foreign table') m ON m.oid = f.foreign_table
+		WHERE f.remote_schema = $2
+	)
 	SELECT array_agg(t ORDER BY t) INTO wanted
 	FROM unnest($4) t
-	WHERE NOT EXISTS (SELECT
-					  FROM migrate._foreign_tables($1.server) f
-					  JOIN migrate.made_object m ON m.job_id = $1.job_id AND m.kind = 'foreign table'
-												AND to_regclass(m.object) = f.foreign_table
-					  WHERE f.remote_schema = $2 AND f.remote_table = t
-						AND f.foreign_table = to_regclass(format('%I.%I', $3, t)));
+	LEFT JOIN made ON made.name = t AND made.oid = to_regclass(format('%I.%I', $3, t))
+	WHERE made.oid IS NULL;
 	IF wanted IS NULL THEN
 		RETURN 0;
 	END IF;

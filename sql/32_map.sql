@@ -258,7 +258,7 @@ BEGIN
 	IF NOT migrate._is_postgres_fdw($1.server) THEN
 		RETURN '{"kind": null, "columns": [], "keys": []}';
 	END IF;
-	SELECT * INTO names FROM migrate._foreign_tables($1.server) f WHERE f.foreign_table = $2;
+	SELECT * INTO names FROM migrate._remote_name($2);
 	SELECT to_jsonb(d) INTO about
 	FROM migrate._remote_describe($1.server, ARRAY[names.remote_schema], ARRAY[names.remote_table]) d;
 	IF about IS NULL THEN
@@ -287,7 +287,7 @@ BEGIN
 	IF FOUND THEN
 		RETURN s;
 	END IF;
-	SELECT * INTO names FROM migrate._foreign_tables($1.server) f WHERE f.foreign_table = $2;
+	SELECT * INTO names FROM migrate._remote_name($2);
 	INSERT INTO migrate.source_table AS t (job_id, source, foreign_table, remote_schema, remote_table, key_columns)
 	SELECT $1.job_id,
 		   CASE WHEN pg THEN format('%I.%I', names.remote_schema, names.remote_table)
@@ -724,9 +724,9 @@ DECLARE
 	key_map	jsonb;
 	read_tables text[];
 	missing	text;
+	shown	text := migrate._name_of($4);
 	created	boolean := EXISTS (SELECT FROM migrate.made_object m
-							   WHERE m.job_id = $1.job_id AND m.kind = 'table'
-								 AND m.object = migrate._name_of($4));
+							   WHERE m.job_id = $1.job_id AND m.kind = 'table' AND m.object = shown);
 	new_id	int;
 BEGIN
 	SELECT * INTO compiled FROM migrate._compile($2, $4, $5, $6, $7, $11);
@@ -742,7 +742,7 @@ BEGIN
 		WHERE t.source_id = s.source_id;
 	END IF;
 	IF $9 IS NOT NULL THEN
-		PERFORM migrate._check_expression(format('owns of target %s', migrate._name_of($4)),
+		PERFORM migrate._check_expression(format('owns of target %s', shown),
 										  migrate._parenthesized($9), $4,
 										  (SELECT quote_ident(c.relname) FROM pg_class c WHERE c.oid = $4),
 										  true, $11);
@@ -760,14 +760,14 @@ BEGIN
 	BEGIN
 		INSERT INTO migrate.mapping (job_id, source_id, target_oid, target, kind, mapping, columns, filter,
 									 key, owns, reads, search_path, target_columns, query, many, created_target)
-		VALUES ($1.job_id, s.source_id, $4, migrate._name_of($4),
+		VALUES ($1.job_id, s.source_id, $4, shown,
 				CASE WHEN $5 IS NOT NULL THEN 'function' WHEN $6 IS NOT NULL THEN 'columns' ELSE 'identity' END,
 				$5, $6, $7, key_map, $9, read_tables, $11,
 				compiled.target_columns, compiled.query, many, created)
 		RETURNING mapping_id INTO new_id;
 	EXCEPTION WHEN unique_violation THEN
 		RAISE EXCEPTION USING ERRCODE = '42710',
-			MESSAGE = format('target %s has a mapping already, in a job of another role', migrate._name_of($4)),
+			MESSAGE = format('target %s has a mapping already, in another job', shown),
 			HINT = 'Mappings that fill one table each need a predicate of their own in "owns".';
 	END;
 	IF created THEN
@@ -856,64 +856,69 @@ BEGIN
 		RAISE EXCEPTION USING ERRCODE = '22004', MESSAGE = 'source_schema must not be null',
 			HINT = 'Name the schema on the source, for example migrate_add_schema(''shop'', ''public'').';
 	END IF;
-	IF migrate._is_postgres_fdw(j.server) THEN
-		names := migrate._choose_tables(j.server, $2, $4, $5, 'rp');
-		-- what is mapped already stays as it is
-		names := ARRAY(SELECT n FROM unnest(names) n
-					   WHERE NOT EXISTS (SELECT FROM migrate.mapping m WHERE m.job_id = j.job_id
-										 AND m.target_oid = to_regclass(format('%I.%I', place, n)))
-					   ORDER BY n);
-		new_names := ARRAY(SELECT n FROM unnest(names) n
-						   WHERE n NOT IN (SELECT f.remote_table
-										   FROM migrate._foreign_tables_of_job(j.job_id, j.server) f
-										   WHERE f.remote_schema = $2)
+	BEGIN
+		IF migrate._is_postgres_fdw(j.server) THEN
+			names := migrate._choose_tables(j.server, $2, $4, $5, 'rp');
+			-- what is mapped already stays as it is
+			names := ARRAY(SELECT n FROM unnest(names) n
+						   WHERE NOT EXISTS (SELECT FROM migrate.mapping m WHERE m.job_id = j.job_id
+											 AND m.target_oid = to_regclass(format('%I.%I', place, n)))
 						   ORDER BY n);
-		PERFORM migrate._import_tables(j, $2, srv_name, new_names);
-	ELSE
-		PERFORM migrate._import_other(j, $2, srv_name, $4, $5);
-	END IF;
-
-	FOR t IN
-		SELECT DISTINCT ON (d.remote_table) d.remote_table AS name, f.foreign_table::oid AS ft, to_jsonb(d) AS about
-		FROM migrate._remote_describe(j.server, array_fill($2, ARRAY[cardinality(names)]), names) d
-		JOIN migrate._foreign_tables_of_job(j.job_id, j.server) f USING (remote_schema, remote_table)
-		WHERE names <> '{}'
-		ORDER BY d.remote_table,
-				 f.foreign_table::oid IN (SELECT s.foreign_table FROM migrate.source_table s
-										  WHERE s.job_id = j.job_id) DESC,
-				 f.foreign_table::oid
-	LOOP
-		tgt := to_regclass(format('%I.%I', place, t.name));
-		IF tgt IS NULL THEN
-			tgt := migrate._make_target(j, place, t.name, t.ft, t.about);
+			new_names := ARRAY(SELECT n FROM unnest(names) n
+							   WHERE n NOT IN (SELECT f.remote_table
+											   FROM migrate._foreign_tables_of_job(j.job_id, j.server) f
+											   WHERE f.remote_schema = $2)
+							   ORDER BY n);
+			PERFORM migrate._import_tables(j, $2, srv_name, new_names);
 		ELSE
-			PERFORM migrate._check_target(tgt, NULL);
+			PERFORM migrate._import_other(j, $2, srv_name, $4, $5);
 		END IF;
-		PERFORM migrate._add_mapping(j, t.ft, t.about, tgt, NULL, NULL, NULL, NULL, NULL, '{}', $6);
-		added := added + 1;
-	END LOOP;
 
-	-- another wrapper: what it imported just now
-	FOR t IN
-		SELECT c.relname AS name, c.oid AS ft, migrate._describe_source(j, c.oid) AS about
-		FROM migrate.made_object m JOIN pg_class c ON c.oid = to_regclass(m.object)
-		WHERE names IS NULL AND m.job_id = j.job_id AND m.object_id > last_made AND m.kind = 'foreign table'
-		ORDER BY c.relname
-	LOOP
-		tgt := to_regclass(format('%I.%I', place, t.name));
-		IF tgt IS NULL THEN
-			tgt := migrate._make_target(j, place, t.name, t.ft, t.about);
-		ELSE
-			PERFORM migrate._check_target(tgt, NULL);
-		END IF;
-		PERFORM migrate._add_mapping(j, t.ft, t.about, tgt, NULL, NULL, NULL, NULL, NULL, '{}', $6);
-		added := added + 1;
-	END LOOP;
+		FOR t IN
+			SELECT DISTINCT ON (d.remote_table) d.remote_table AS name, f.foreign_table::oid AS ft, to_jsonb(d) AS about
+			FROM migrate._remote_describe(j.server, array_fill($2, ARRAY[cardinality(names)]), names) d
+			JOIN migrate._foreign_tables_of_job(j.job_id, j.server) f USING (remote_schema, remote_table)
+			WHERE names <> '{}'
+			ORDER BY d.remote_table,
+					 f.foreign_table::oid IN (SELECT s.foreign_table FROM migrate.source_table s
+											  WHERE s.job_id = j.job_id) DESC,
+					 f.foreign_table::oid
+		LOOP
+			tgt := to_regclass(format('%I.%I', place, t.name));
+			IF tgt IS NULL THEN
+				tgt := migrate._make_target(j, place, t.name, t.ft, t.about);
+			ELSE
+				PERFORM migrate._check_target(tgt, NULL);
+			END IF;
+			PERFORM migrate._add_mapping(j, t.ft, t.about, tgt, NULL, NULL, NULL, NULL, NULL, '{}', $6);
+			added := added + 1;
+		END LOOP;
+
+		-- another wrapper: what it imported just now
+		FOR t IN
+			SELECT c.relname AS name, c.oid AS ft, migrate._describe_source(j, c.oid) AS about
+			FROM migrate.made_object m JOIN pg_class c ON c.oid = to_regclass(m.object)
+			WHERE names IS NULL AND m.job_id = j.job_id AND m.object_id > last_made AND m.kind = 'foreign table'
+			ORDER BY c.relname
+		LOOP
+			tgt := to_regclass(format('%I.%I', place, t.name));
+			IF tgt IS NULL THEN
+				tgt := migrate._make_target(j, place, t.name, t.ft, t.about);
+			ELSE
+				PERFORM migrate._check_target(tgt, NULL);
+			END IF;
+			PERFORM migrate._add_mapping(j, t.ft, t.about, tgt, NULL, NULL, NULL, NULL, NULL, '{}', $6);
+			added := added + 1;
+		END LOOP;
+	EXCEPTION WHEN out_of_memory THEN
+		RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = SQLERRM,
+			HINT = 'Raise max_locks_per_transaction, or add the schema in parts, each in a transaction of its own, with include => ''{a*}''; tables that are mapped already are skipped.';
+	END;
 	RETURN added;
 END
 $$;
 COMMENT ON FUNCTION @extschema@.migrate_add_schema(text, text, text, text[], text[], text) IS
-'adds all tables of a schema on the source by name, with foreign tables where they are missing, and makes missing target tables: source_schema = there, target_schema = here (default: the same name, made when missing), include and exclude = name patterns (* any text, ? a character). Views, foreign tables, partitions and tables of extensions are left out unless (the last two) named; targets that the job maps already are skipped. Returns the number of tables added. Errors: as migrate_import and migrate_add_table';
+'adds all tables of a schema on the source by name, with foreign tables where they are missing, and makes missing target tables: source_schema = there, target_schema = here (default: the same name, made when missing), include and exclude = name patterns (* any text, ? a character). Views, foreign tables, partitions and tables of extensions are left out unless (the last two) named; targets that the job maps already are skipped. Takes about four locks a table, see max_locks_per_transaction. Returns the number of tables added. Errors: as migrate_import and migrate_add_table';
 
 CREATE FUNCTION @extschema@.migrate_remove_table(job text, target text,
 											   search_path text DEFAULT current_setting('search_path'))

@@ -143,8 +143,15 @@ BEGIN
 				'Take its mapping out with migrate_remove_table, or restore the table.';
 			CONTINUE;
 		END IF;
-		IF NOT t.readable THEN
-			RETURN QUERY SELECT 'source_privilege', t.source, 'fail', format('role "%s" may not read the table', r ->> 'role'),
+		-- only what the foreign table has is asked for
+		SELECT string_agg(format('%I', k ->> 'name'), ', ' ORDER BY c.attnum) INTO diff
+		FROM migrate._foreign_columns(t.foreign_table) c
+		JOIN jsonb_array_elements(t.columns) k ON k ->> 'name' = c.remote_name
+		WHERE NOT (k ->> 'readable')::boolean;
+		IF diff IS NOT NULL OR NOT t.readable THEN
+			RETURN QUERY SELECT 'source_privilege', t.source, 'fail',
+				CASE WHEN t.readable THEN format('role "%s" may not read all columns: %s', r ->> 'role', diff)
+					 ELSE format('role "%s" may not read the table', r ->> 'role') END,
 				format('On the source: GRANT USAGE ON SCHEMA %I TO %I; GRANT SELECT ON %I.%I TO %2$I; (see migrate_source_sql)',
 					   t.remote_schema, r ->> 'role', t.remote_schema, t.remote_table);
 		END IF;

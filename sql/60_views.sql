@@ -30,13 +30,18 @@ LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-	unicode	boolean := getdatabaseencoding() = 'UTF8';
-	full_place text := CASE WHEN unicode THEN chr(9608) ELSE '#' END;
-	free_place text := CASE WHEN unicode THEN chr(9617) ELSE '.' END;
+	full_place text := '#';
+	free_place text := '.';
+	mark	text := '~';
 	places	int := floor(least(greatest($1, 0), 100) / 5);
 BEGIN
+	IF getdatabaseencoding() = 'UTF8' THEN
+		full_place := chr(9608);
+		free_place := chr(9617);
+		mark := chr(8776);
+	END IF;
 	RETURN rpad(repeat(full_place, places), 20, free_place)
-		   || CASE WHEN NOT $2 THEN '' WHEN unicode THEN ' ' || chr(8776) ELSE ' ~' END;
+		   || CASE WHEN $2 THEN ' ' || mark ELSE '' END;
 END
 $$;
 COMMENT ON FUNCTION migrate._bar(numeric, boolean) IS

@@ -21,6 +21,11 @@
 #define PGDLLEXPORT __attribute__((visibility("default")))
 #endif
 
+/* 18 has a specifier that comes first */
+#if PG_VERSION_NUM < 180000
+#define pg_noreturn __attribute__((noreturn))
+#endif
+
 /* 16 folded the privilege checks of each kind of object into one */
 #if PG_VERSION_NUM >= 160000
 #define migrate_server_aclcheck(server, role) \

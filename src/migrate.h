@@ -88,8 +88,7 @@ typedef struct MigrateJob
 
 /* NULL when there is no such job (or none that this role may see). */
 extern MigrateJob *migrate_job_load(int job_id);
-extern MigrateJob *migrate_job_load_by_name(const char *name);	/* errors when
-																 * unknown */
+extern MigrateJob *migrate_job_load_by_name(const char *name);	/* errors when unknown */
 
 /* ----------------------------------------------------------------
  * in extract/source.c: a source table as the catalog describes it
@@ -169,8 +168,10 @@ extern struct pg_result *migrate_exec(MigrateConn *conn, const char *sql);
 
 /* First column of the first row as text, or NULL. */
 extern char *migrate_exec_value(MigrateConn *conn, const char *sql);
-extern void migrate_report_remote_error(struct pg_result *res, MigrateConn *conn,
-										const char *sql) pg_attribute_noreturn();
+pg_noreturn extern void migrate_report_remote_error(struct pg_result *res,
+													MigrateConn *conn,
+													const char *sql);
+
 /* True when the server's wrapper is postgres_fdw. */
 extern bool migrate_server_is_postgres(Oid server);
 
@@ -299,6 +300,8 @@ typedef struct MigrateBatch
 	Tuplestorestate *store;
 	int64		nrows;
 	int64		bytes;
+	int			max_kb;			/* beyond it spills to disk; work_mem at first */
+	struct ResourceOwnerData *owner;	/* of the file that it spills to */
 	MemoryContext mcxt;
 } MigrateBatch;
 
@@ -309,6 +312,9 @@ extern void migrate_batch_reset(MigrateBatch *batch);
 
 /* Rows [lo, hi) as a batch of its own, ordinals starting at 0 again. */
 extern MigrateBatch *migrate_batch_slice(MigrateBatch *batch, int64 lo, int64 hi);
+
+/* The rows whose bit is not set in left_out, likewise. */
+extern MigrateBatch *migrate_batch_pick(MigrateBatch *batch, const uint8 *left_out);
 extern void migrate_batch_free(MigrateBatch *batch);
 
 /* One row as jsonb text, and its key as jsonb text (NULL without key). */
@@ -319,6 +325,8 @@ extern void migrate_batch_row_json(MigrateBatch *batch, int64 row,
  * in transform/mapping.c: a mapping, compiled once a chunk
  * ----------------------------------------------------------------
  */
+#define MIGRATE_PLAN_CLASSES 3	/* P17: a row, hundreds, thousands */
+
 typedef struct MigrateMapping
 {
 	int			mapping_id;
@@ -329,7 +337,10 @@ typedef struct MigrateMapping
 	char		kind;			/* 'i', 'c', 'f' */
 	bool		many;
 	bool		filtered;		/* rows may be left out on purpose */
+	/* settings of the session that defined it, under which it always runs */
 	char	   *search_path;
+	char	   *timezone;
+	char	   *datestyle;
 	char	   *query;			/* SELECT <target columns> FROM source ... */
 	int			ncolumns;		/* of the query */
 	char	  **columns;		/* target column names, query order */
@@ -341,13 +352,15 @@ typedef struct MigrateMapping
 	char	   *version;		/* changes when the mapping's code does */
 
 	/* filled by migrate_mapping_compile */
-	struct PlannedStmt *plan;
+	AttrNumber *key_attnums;	/* target attribute numbers of key_columns */
+	bool		key_is_source_key;	/* key map holds the source key as it is */
+	struct PlannedStmt *plans[MIGRATE_PLAN_CLASSES];
 	TupleDesc	outdesc;		/* ncolumns, then nkeys key values, then ord */
 	List	   *relations;		/* OIDs of tables that the mapping reads */
 } MigrateMapping;
 
 extern MigrateMapping *migrate_mapping_load(int mapping_id);
-extern List *migrate_mappings_of_source(int source_id);	/* of MigrateMapping */
+extern List *migrate_mappings_of_source(int source_id); /* of MigrateMapping */
 
 /*
  * Parse, coerce to the target's column types with assignment casts, and plan,

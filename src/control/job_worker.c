@@ -146,6 +146,7 @@ publish(void)
 {
 	Oid			types[2] = {INT4OID, INT8OID};
 	Datum		values[2];
+	int			cut_short;
 
 	StartTransactionCommand();
 	values[0] = Int32GetDatum(me.job_id);
@@ -154,7 +155,11 @@ publish(void)
 	migrate_spi_exec("UPDATE migrate.job SET shm_handle = $2 WHERE job_id = $1",
 					 2, types, values, NULL, SPI_OK_UPDATE);
 	migrate_spi_end();
-	migrate_chunks_release(me.job_id, 0);
+	cut_short = migrate_chunks_release(me.job_id, 0);
+	if (cut_short > 0)
+		migrate_event(me.job_id, "warning", "restart",
+					  "the workers have ended without notice and go on; chunks to begin again: %d",
+					  cut_short);
 	CommitTransactionCommand();
 	me.published = true;
 }

@@ -134,7 +134,7 @@ build_options(ConnOptions *opts, ForeignServer *server, ForeignDataWrapper *fdw,
 			  UserMapping *user, const char *job, const char *role)
 {
 	int			max = list_length(server->options) + list_length(fdw->options) +
-		list_length(user->options) + 8;
+	list_length(user->options) + 8;
 
 	opts->keywords = palloc0(max * sizeof(char *));
 	opts->values = palloc0(max * sizeof(char *));
@@ -242,14 +242,22 @@ check_password_used(RemoteConn *conn, UserMapping *user)
  * ----------------------------------------------------------------
  */
 
-/* Reset callback of the connection's memory context. */
+/*
+ * Reset callback of the connection's memory context.  A statement under way is
+ * cancelled: the source would notice that we are gone only when it next sends
+ * something.
+ */
 static void
 close_connection(void *arg)
 {
 	RemoteConn *conn = arg;
 
 	if (conn->pub.pg)
+	{
+		if (PQtransactionStatus(conn->pub.pg) == PQTRANS_ACTIVE)
+			migrate_remote_cancel(conn->pub.pg);
 		PQfinish(conn->pub.pg);
+	}
 	conn->pub.pg = NULL;
 	if (conn->owns_fd)
 		ReleaseExternalFD();
@@ -296,7 +304,7 @@ poll_connection(RemoteConn *conn, UserMapping *user, int timeout_s)
 	while (status != PGRES_POLLING_OK && status != PGRES_POLLING_FAILED)
 	{
 		int			wanted = status == PGRES_POLLING_READING ?
-			WL_SOCKET_READABLE : WL_SOCKET_WRITEABLE;
+		WL_SOCKET_READABLE : WL_SOCKET_WRITEABLE;
 		long		left = -1;
 		int			rc;
 

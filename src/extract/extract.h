@@ -42,10 +42,11 @@ extern PGresult *migrate_exec_try(MigrateConn *conn, const char *sql);
 extern void migrate_exec_quietly(MigrateConn *conn, const char *sql);
 extern bool migrate_result_ok(PGresult *res);
 extern bool migrate_result_is(PGresult *res, int sqlerrcode);
+extern void migrate_remote_cancel(PGconn *pg);
 extern void migrate_remote_settle(MigrateConn *conn);
 extern char *migrate_result_value(PGresult *res, int row, int col);
-extern void migrate_report_conn_error(MigrateConn *conn, const char *sql)
-			pg_attribute_noreturn();
+pg_noreturn extern void migrate_report_conn_error(MigrateConn *conn,
+												  const char *sql);
 
 /* ----------------------------------------------------------------
  * in range.c: a range as SQL, and where to cut it

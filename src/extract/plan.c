@@ -155,8 +155,10 @@ note_relation(PlanSource *ps, PGresult *res, int row, int64 block_size)
 	leaf->filenode = (Oid) field_int64(res, row, 4);
 	leaf->bytes = field_int64(res, row, 5);
 	leaf->reltuples = atof(PQgetvalue(res, row, 6));
+	/* ctid is readable with a privilege on the whole table only */
 	leaf->heap = (relkind == RELKIND_RELATION || relkind == RELKIND_MATVIEW) &&
-		strcmp(PQgetvalue(res, row, 9), "heap") == 0;
+		strcmp(PQgetvalue(res, row, 9), "heap") == 0 &&
+		PQgetvalue(res, row, 10)[0] == 't';
 	leaf->blocks = leaf->heap ? leaf->bytes / block_size : 0;
 	if (is_root)
 	{
@@ -203,7 +205,7 @@ ask_relations(List *sources, MigrateConn *conn)
 				   "  (has_table_privilege(c.oid, 'SELECT') OR"
 				   "   has_any_column_privilege(c.oid, 'SELECT')),"
 				   "  EXISTS (SELECT FROM root r WHERE r.id = t.id AND r.oid = t.oid),"
-				   "  coalesce(a.amname, '')"
+				   "  coalesce(a.amname, ''), has_table_privilege(c.oid, 'SELECT')"
 				   " FROM tree t JOIN pg_class c ON c.oid = t.oid"
 				   " JOIN pg_namespace n ON n.oid = c.relnamespace"
 				   " LEFT JOIN pg_am a ON a.oid = c.relam"

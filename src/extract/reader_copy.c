@@ -30,6 +30,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/value.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
@@ -53,6 +54,13 @@ typedef struct CopyReader
 	int			length;
 	int			used;
 	int64		bytes;			/* received since the last row */
+
+	/*
+	 * rows that the parser gave, and that the source says it sent (-1: not
+	 * said yet); they must agree
+	 */
+	int64		parsed;
+	int64		sent;
 } CopyReader;
 
 /* whose turn it is in read_copy_data() */
@@ -90,6 +98,8 @@ finish_copy(CopyReader *copy)
 	{
 		if (!migrate_result_ok(res))
 			fail_copy(copy, res);
+		if (copy->sent < 0 && PQcmdTuples(res)[0] != '\0')
+			copy->sent = pg_strtoint64(PQcmdTuples(res));
 		PQclear(res);
 	}
 	if (PQstatus(copy->conn->pg) != CONNECTION_OK)
@@ -244,7 +254,7 @@ migrate_copy_reader_open(MigrateReader *reader)
 	CopyReader *copy;
 	int			natts;
 	bool		binary = src->binary &&
-		pg_get_client_encoding() == GetDatabaseEncoding();
+	pg_get_client_encoding() == GetDatabaseEncoding();
 
 	if (reader->conn == NULL)
 		elog(ERROR, "no connection to read source \"%s\"", src->label);
@@ -253,6 +263,7 @@ migrate_copy_reader_open(MigrateReader *reader)
 
 	copy = reader->copy = palloc0(sizeof(CopyReader));
 	copy->conn = reader->conn;
+	copy->sent = -1;
 	copy->rel = open_row_description(src->foreign_table);
 	natts = RelationGetNumberOfAttributes(copy->rel);
 	copy->values = palloc0(Max(natts, 1) * sizeof(Datum));
@@ -288,6 +299,12 @@ migrate_copy_reader_next(MigrateReader *reader, Datum *values, bool *nulls,
 		/* the parser may have seen the end before the source said so */
 		while (next_message(copy))
 			;
+		if (copy->parsed != copy->sent)
+			ereport(ERROR,
+					(errcode(ERRCODE_PROTOCOL_VIOLATION),
+					 errmsg("%lld rows of source \"%s\" were read, but %lld were sent",
+							(long long) copy->parsed, src->label,
+							(long long) copy->sent)));
 		return false;
 	}
 	for (int i = 0; copy->reorder && i < src->ncolumns; i++)
@@ -295,6 +312,7 @@ migrate_copy_reader_next(MigrateReader *reader, Datum *values, bool *nulls,
 		values[i] = copy->values[src->columns[i].attnum - 1];
 		nulls[i] = copy->nulls[src->columns[i].attnum - 1];
 	}
+	copy->parsed++;
 	*bytes = copy->bytes;
 	copy->bytes = 0;
 	return true;

@@ -376,6 +376,20 @@ drain(MigrateConn *conn, TimestampTz deadline)
 	}
 }
 
+/* Ask the server to end the statement under way; no error if it cannot. */
+void
+migrate_remote_cancel(PGconn *pg)
+{
+	PGcancel   *cancel = PQgetCancel(pg);
+	char		errbuf[256];
+
+	if (cancel)
+	{
+		(void) PQcancel(cancel, errbuf, sizeof(errbuf));
+		PQfreeCancel(cancel);
+	}
+}
+
 /*
  * Make a connection idle that was left in the middle of a statement, by
  * cancelling it; one that does not answer is closed, and its next use is an
@@ -391,17 +405,9 @@ migrate_remote_settle(MigrateConn *conn)
 		return;
 	if (PQstatus(conn->pg) == CONNECTION_OK)
 	{
-		PGcancel   *cancel;
-		char		errbuf[256];
-
 		if (PQtransactionStatus(conn->pg) != PQTRANS_ACTIVE)
 			return;
-		cancel = PQgetCancel(conn->pg);
-		if (cancel)
-		{
-			(void) PQcancel(cancel, errbuf, sizeof(errbuf));
-			PQfreeCancel(cancel);
-		}
+		migrate_remote_cancel(conn->pg);
 		settled = drain(conn, TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 														  SETTLE_TIMEOUT_MS));
 	}

@@ -28,7 +28,7 @@
 #include "utils/pg_lsn.h"
 
 /* waiting for a flush: nudge the source after so long, and again */
-#define NUDGE_AFTER_MS 300
+#define NUDGE_AFTER_MS 100
 #define NUDGE_EVERY_MS 5000
 
 #define BEGIN_READING "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; "
@@ -168,9 +168,10 @@ migrate_source_begin(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 }
 
 /*
- * Make the source write out its WAL soon.  The last commits are flushed by
- * themselves, but the position may lie behind them, in a transaction that
- * idles: an empty transaction with an id asks the WAL writer to go that far.
+ * Make the source's WAL writer go as far as the position we wait for.  By
+ * itself it flushes up to the last commit, and the position may lie behind
+ * that, in a transaction that idles: an empty transaction with an id moves the
+ * mark.  (A logical message would flush at once, but others may decode them.)
  */
 static void
 nudge(MigrateConn *conn)

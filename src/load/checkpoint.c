@@ -35,7 +35,7 @@ check_plan(MigrateChunk *chunk)
 {
 	Oid			types[] = {INT4OID, INT4OID};
 	Datum		values[] = {Int32GetDatum(chunk->source_id),
-		Int32GetDatum(chunk->plan_no)};
+	Int32GetDatum(chunk->plan_no)};
 
 	migrate_spi_exec("SELECT FROM migrate.source_table "
 					 "WHERE source_id = $1 AND plan_no = $2 FOR SHARE",

@@ -30,6 +30,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
@@ -137,6 +138,8 @@ read_rows(ChunkState *state, MigrateRange *range, MigrateReader **reader)
 	MigrateBatch *batch = migrate_batch_create(state->src);
 	int64		bytes;
 
+	/* in memory up to twice what a batch should be, beyond that on disk */
+	batch->max_kb = Max(64, Min(2 * state->job->batch_bytes / 1024, MAX_KILOBYTES));
 	migrate_worker_phase("read");
 	state->reading = true;
 	*reader = migrate_reader_open(state->conn, state->src, range,
@@ -159,6 +162,20 @@ read_rows(ChunkState *state, MigrateRange *range, MigrateReader **reader)
 	migrate_batch_free(batch);
 }
 
+/*
+ * Whether a range that cannot be halved is one row.  A table that is read
+ * through a wrapper in one piece can be any number of rows, which one letter
+ * must not stand for.
+ */
+static bool
+is_one_row(MigrateSource *src, const char *raw)
+{
+	if (src->transport == 'f')
+		return src->method == 'k' && src->nkeys > 0;
+	/* extract gives a row's columns only if it found exactly one */
+	return src->ncolumns == 0 || strstr(raw, "\"columns\": {}") == NULL;
+}
+
 /* One row that cannot be read is a dead letter of every mapping. */
 static void
 bury_range(ChunkState *state, MigrateRange *range, ErrorData *edata)
@@ -167,6 +184,15 @@ bury_range(ChunkState *state, MigrateRange *range, ErrorData *edata)
 	char	   *raw = NULL;
 
 	migrate_range_raw(state->conn, state->src, range, &key, &raw);
+	if (!is_one_row(state->src, raw))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_ERROR),
+				 errmsg("a row of %s cannot be read, nor told from the others: %s",
+						state->src->label, edata->message),
+				 errdetail_internal("SQLSTATE %s%s%s", unpack_sql_state(edata->sqlerrcode),
+									edata->context ? ", " : "",
+									edata->context ? edata->context : ""),
+				 errhint("Correct it on the source, or declare its columns with types that take every value.")));
 	for (int i = 0; i < list_length(state->mappings); i++)
 	{
 		MigrateMapping *map = list_nth(state->mappings, i);
@@ -396,6 +422,7 @@ open_writers(ChunkState *state)
 		MigrateMapping *map = list_nth(state->mappings, i);
 
 		migrate_mapping_compile(map, state->src);
+
 		/*
 		 * No row of this chunk is there yet: its rows commit with its 'done',
 		 * and before a table is planned anew its target is emptied.
@@ -462,6 +489,8 @@ migrate_chunk_load(MigrateJob *job, MigrateConn *conn, MigrateChunk *chunk)
 		ChunkState	state = {.job = job,.conn = conn,.chunk = chunk};
 
 		StartTransactionCommand();
+		/* a batch must see what other loaders have committed */
+		XactIsoLevel = XACT_READ_COMMITTED;
 		PushActiveSnapshot(GetTransactionSnapshot());
 		mcxt = AllocSetContextCreate(TopTransactionContext, "migrate chunk",
 									 ALLOCSET_DEFAULT_SIZES);

@@ -15,6 +15,7 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 
 /*
@@ -54,11 +55,33 @@ migrate_error_is_of_row(int sqlerrcode)
 	return true;
 }
 
+/*
+ * Text that can be stored whatever bytes it has: a message may quote a value
+ * that is not valid in this encoding.
+ */
+static Datum
+storable_text(const char *s)
+{
+	StringInfoData buf;
+
+	if (pg_verify_mbstr(GetDatabaseEncoding(), s, strlen(s), true))
+		return CStringGetTextDatum(s);
+	initStringInfo(&buf);
+	for (; *s; s++)
+	{
+		if (IS_HIGHBIT_SET(*s))
+			appendStringInfo(&buf, "\\x%02x", (unsigned char) *s);
+		else
+			appendStringInfoChar(&buf, *s);
+	}
+	return CStringGetTextDatum(buf.data);
+}
+
 static Datum
 text_or_null(const char *s, char *isnull)
 {
 	*isnull = s ? ' ' : 'n';
-	return s ? CStringGetTextDatum(s) : (Datum) 0;
+	return s ? storable_text(s) : (Datum) 0;
 }
 
 /*
@@ -85,7 +108,7 @@ migrate_dead_letter_insert(MigrateLoadContext *ctx, int mapping_id,
 	values[5] = text_or_null(row, &nulls[5]);
 	values[6] = text_or_null(raw, &nulls[6]);
 	values[7] = CStringGetTextDatum(unpack_sql_state(edata->sqlerrcode));
-	values[8] = CStringGetTextDatum(edata->message ? edata->message : "");
+	values[8] = storable_text(edata->message ? edata->message : "");
 	values[9] = text_or_null(edata->detail, &nulls[9]);
 	values[10] = text_or_null(edata->hint, &nulls[10]);
 	values[11] = text_or_null(edata->context, &nulls[11]);

@@ -1,7 +1,17 @@
 /*-------------------------------------------------------------------------
  *
  * load.h
- *	  What the files of load/ share with each other, and nobody else.
+ *	  What the files of load/ share: the writer's three ways behind one
+ *	  interface.
+ *
+ * A batch is written in one or more attempts, each in a subtransaction:
+ *
+ *	  begin -> put (a mapped row) ... -> finish
+ *
+ * An attempt that fails is not ended by any call: everything it made lives in
+ * the memory context "attempt" and in the subtransaction's resource owner.
+ * That holds for expression state, too, since a function that was left by an
+ * error cannot be entered again.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -12,71 +22,86 @@
 
 #include "migrate.h"
 
-/* ----------------------------------------------------------------
- * in writer.c
- * ----------------------------------------------------------------
- */
+#include "fmgr.h"
+#include "utils/hsearch.h"
 
-/*
- * What one run of a batch did; made anew for each, since a run that fails
- * counts nothing.
- */
-typedef struct MigrateTally
+/* how mapped rows get into the target; a way through a temporary table joins */
+typedef struct MigrateWriterWay
 {
-	int64		nrows;			/* of the batch */
-	int64		mapped;			/* source rows that gave at least one row */
-	int64		produced;		/* rows that the mapping gave */
-	int64		written;		/* target rows */
-	uint8	   *seen;			/* a bit a row of the batch */
-} MigrateTally;
+	const char *name;
+	void		(*begin) (MigrateWriter *writer);
+	void		(*put) (MigrateWriter *writer, TupleTableSlot *slot);
+	int64		(*finish) (MigrateWriter *writer);	/* target rows written */
+} MigrateWriterWay;
+
+/* a column of the key map */
+typedef struct MigrateWriterKey
+{
+	int			column;			/* index in map->columns, -1: not mapped */
+	Oid			type;
+	Oid			collation;
+	FmgrInfo	equal;			/* fn_oid 0: compare images */
+	FmgrInfo	hash;			/* extended; fn_oid 0: hash the text */
+	FmgrInfo	output;
+} MigrateWriterKey;
+
+/* the target's relation as the statements of writer_sql.c need it */
+typedef struct MigrateWriterSql
+{
+	char	   *update;			/* NULL: delete first */
+	char	   *delete;			/* NULL: update, or nothing to look for */
+	char	   *insert;
+	char	   *insert_new;		/* only rows whose key is not there */
+	TupleDesc	mapped;			/* map->outdesc, named for the statements */
+} MigrateWriterSql;
 
 struct MigrateWriter
 {
+	const MigrateWriterWay *way;
 	MigrateMapping *map;
 	MigrateSource *src;
-	Relation	rel;			/* the target, ROW EXCLUSIVE */
-	MemoryContext mcxt;
-	struct FreshWriter *fresh;	/* one of these two */
-	struct SqlWriter *sql;
+	Relation	rel;			/* open, RowExclusiveLock until the end */
+	bool		replica;		/* P13: the owner owns the target */
 
 	/*
-	 * Set with the error of two rows of one batch that have one key: rows of
-	 * the batch to be set aside, ascending.  Belongs to the caller of
-	 * migrate_writer_run.
+	 * No row of ours is there: insert without looking.  Goes off for good
+	 * when a unique violation says that one is, see
+	 * migrate_writer_look_first().
 	 */
-	int64	   *doubles;
-	int			ndoubles;
+	bool		insert_only;
+	MigrateWriterKey *keys;		/* map->nkeys */
+	MigrateWriterSql sql;
+	struct FreshPlan *fresh;	/* of writer_fresh.c */
+
+	MemoryContext mcxt;			/* the writer's own */
+	MemoryContext attempt;		/* of the current attempt */
+	void	   *state;			/* of the way, in "attempt" */
+
+	/* the batch at hand; see writer_keys.c */
+	HTAB	   *seen;			/* key values -> row that gave them */
 };
 
-/* false while the mapping runs, true while its rows are written */
-extern bool migrate_writing;
+/* writer.c */
+extern bool migrate_writer_look_first(MigrateWriter *writer);
+extern char *migrate_writer_target(MigrateWriter *writer);
 
-/* In a subtransaction of its own; the caller aborts the writer if it throws. */
-extern void migrate_writer_run(MigrateWriter *writer, MigrateBatch *batch,
-							   MigrateTally *tally);
-extern void migrate_writer_abort(MigrateWriter *writer);
+/* writer_keys.c */
+extern void migrate_writer_keys_open(MigrateWriter *writer);
+extern void migrate_writer_keys_begin(MigrateWriter *writer, MemoryContext mcxt,
+									  int64 rows);
+extern bool migrate_writer_key_agrees(MigrateWriter *writer, TupleTableSlot *slot,
+									  int *which);
+extern bool migrate_writer_key_is_new(MigrateWriter *writer, TupleTableSlot *slot,
+									  int64 id);
+extern void migrate_writer_keys_forget(MigrateWriter *writer, int64 id);
+extern char *migrate_writer_key_text(MigrateWriter *writer, TupleTableSlot *slot);
 
-/* note a mapped row; throws when a mapping to one gives a second */
-extern void migrate_tally_row(MigrateWriter *writer, MigrateTally *tally,
-							  TupleTableSlot *slot);
+/* writer_fresh.c */
+extern const MigrateWriterWay migrate_writer_fresh;
+extern bool migrate_fresh_possible(MigrateWriter *writer);
 
-/* ----------------------------------------------------------------
- * in writer_fresh.c
- * ----------------------------------------------------------------
- */
-extern bool migrate_fresh_possible(MigrateMapping *map, Relation rel);
-extern struct FreshWriter *migrate_fresh_open(MigrateWriter *writer);
-extern void migrate_fresh_run(MigrateWriter *writer, MigrateBatch *batch,
-							  MigrateTally *tally);
-extern void migrate_fresh_abort(struct FreshWriter *fresh);
-extern void migrate_fresh_close(struct FreshWriter *fresh);
-
-/* ----------------------------------------------------------------
- * in writer_sql.c
- * ----------------------------------------------------------------
- */
-extern struct SqlWriter *migrate_sql_open(MigrateWriter *writer);
-extern void migrate_sql_run(MigrateWriter *writer, MigrateBatch *batch,
-							MigrateTally *tally);
+/* writer_sql.c */
+extern const MigrateWriterWay migrate_writer_sql;
+extern void migrate_writer_sql_open(MigrateWriter *writer);
 
 #endif							/* MIGRATE_LOAD_H */

@@ -1,16 +1,24 @@
 /*-------------------------------------------------------------------------
  *
  * writer.c
- *	  A mapping's rows into its target: which of the two ways, and what they
- *	  have in common.
+ *	  Mapped rows into a target: which way, and what is the same for all.
  *
- *	  fresh	 multi-insert as COPY does, for a table that nothing watches
- *	  sql	 statements over the mapped rows, for everything else (P11)
+ * Ways: writer_fresh.c (multi-insert into a plain table that nothing watches)
+ * and writer_sql.c (statements through the executor, anything else).
  *
- * Runs in loaders and in the session that replays.  Holds ROW EXCLUSIVE on
- * the target until the end of the transaction.  A writer is opened outside of
- * the subtransactions that it writes in, and outlives their failures.  Nothing
- * is left behind by a crash but dead tuples.
+ * A copy begins when no row of ours is in the target (a table that is copied
+ * again was cleared before), so rows are inserted without looking for them.
+ * What a key that exists nevertheless means depends on the key map (P10):
+ *
+ *	- it holds the whole source key as it is: the row there is this source row
+ *	  (it moved between two chunks' snapshots, or was there before the job), so
+ *	  from now on rows are looked for and updated (P11);
+ *	- else it may be another source row's: a duplicate in the mapped key, which
+ *	  must not overwrite; a dead letter.
+ *
+ * Process: loader; the session that replays.  Locks: ROW EXCLUSIVE on the
+ * target until the transaction ends.  A crash leaves nothing: all is in the
+ * chunk's transaction.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -20,14 +28,36 @@
 
 #include "access/table.h"
 #include "catalog/pg_class.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 
-bool		migrate_writing = false;
+/* A relation that rows can be written into, by one way or the other. */
+static void
+check_relkind(Relation rel)
+{
+	switch (rel->rd_rel->relkind)
+	{
+		case RELKIND_RELATION:
+		case RELKIND_PARTITIONED_TABLE:
+		case RELKIND_FOREIGN_TABLE:
+		case RELKIND_VIEW:
+			return;
+		default:
+			ereport(ERROR,
+					(errcode(ERRCODE_WRONG_OBJECT_TYPE),
+					 errmsg("cannot write into \"%s\"", RelationGetRelationName(rel)),
+					 errdetail("It is neither a table nor a view.")));
+	}
+}
 
 /*
- * Open, in the current memory context.  fresh_allowed: no row of ours can be
- * there yet.
+ * A writer for a compiled mapping, in a memory context of its own below the
+ * current one.  fresh_allowed: no row of ours is there.  Opened outside a
+ * subtransaction, and closed in the same one as it was opened.
  */
 MigrateWriter *
 migrate_writer_open(MigrateMapping *map, MigrateSource *src, bool fresh_allowed)
@@ -35,78 +65,54 @@ migrate_writer_open(MigrateMapping *map, MigrateSource *src, bool fresh_allowed)
 	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext,
 											   "migrate writer",
 											   ALLOCSET_DEFAULT_SIZES);
-	MemoryContext oldcxt = MemoryContextSwitchTo(mcxt);
+	MemoryContext old = MemoryContextSwitchTo(mcxt);
 	MigrateWriter *writer = palloc0(sizeof(MigrateWriter));
 
+	writer->mcxt = mcxt;
 	writer->map = map;
 	writer->src = src;
-	writer->mcxt = mcxt;
 	writer->rel = table_open(map->target, RowExclusiveLock);
-	if (fresh_allowed && migrate_fresh_possible(map, writer->rel))
-		writer->fresh = migrate_fresh_open(writer);
+	check_relkind(writer->rel);
+	/* P13: never for a table that is not the owner's */
+	writer->replica = migrate_owns_relation(map->target, GetUserId());
+	writer->insert_only = fresh_allowed || map->nkeys == 0;
+	migrate_writer_keys_open(writer);
+	if (fresh_allowed && migrate_fresh_possible(writer))
+		writer->way = &migrate_writer_fresh;
 	else
-		writer->sql = migrate_sql_open(writer);
-	MemoryContextSwitchTo(oldcxt);
+	{
+		writer->way = &migrate_writer_sql;
+		migrate_writer_sql_open(writer);
+	}
+	MemoryContextSwitchTo(old);
 	return writer;
 }
 
 void
 migrate_writer_close(MigrateWriter *writer)
 {
-	if (writer->fresh)
-		migrate_fresh_close(writer->fresh);
 	table_close(writer->rel, NoLock);
 	MemoryContextDelete(writer->mcxt);
 }
 
-/* Map and write a batch.  In a subtransaction of the caller. */
-void
-migrate_writer_run(MigrateWriter *writer, MigrateBatch *batch, MigrateTally *tally)
+/*
+ * A key is there that was not expected.  True when rows are looked for from
+ * now on, so that the same batch is worth another attempt.
+ */
+bool
+migrate_writer_look_first(MigrateWriter *writer)
 {
-	memset(tally, 0, sizeof(MigrateTally));
-	tally->nrows = batch->nrows;
-	tally->seen = palloc0(batch->nrows / 8 + 1);
-	writer->doubles = NULL;
-	writer->ndoubles = 0;
-	migrate_writing = false;
-	if (writer->fresh)
-		migrate_fresh_run(writer, batch, tally);
-	else
-		migrate_sql_run(writer, batch, tally);
-	migrate_writing = false;
-	pfree(tally->seen);
-	tally->seen = NULL;
+	if (!writer->insert_only || writer->way != &migrate_writer_sql ||
+		writer->map->nkeys == 0 || !writer->map->key_is_source_key)
+		return false;
+	writer->insert_only = false;
+	return true;
 }
 
-/* After the subtransaction of a failed run was rolled back. */
-void
-migrate_writer_abort(MigrateWriter *writer)
+/* The target's name for statements. */
+char *
+migrate_writer_target(MigrateWriter *writer)
 {
-	if (writer->fresh)
-		migrate_fresh_abort(writer->fresh);
-}
-
-/* Note a mapped row by the source row that it came from. */
-void
-migrate_tally_row(MigrateWriter *writer, MigrateTally *tally, TupleTableSlot *slot)
-{
-	bool		isnull;
-	int64		row = DatumGetInt64(slot_getattr(slot,
-												 writer->map->outdesc->natts,
-												 &isnull));
-
-	if (isnull || row < 0 || row >= tally->nrows)
-		elog(ERROR, "mapped row has no ordinal");
-	tally->produced++;
-	if ((tally->seen[row / 8] & (1 << (row % 8))) == 0)
-	{
-		tally->seen[row / 8] |= 1 << (row % 8);
-		tally->mapped++;
-	}
-	else if (!writer->map->many)
-		ereport(ERROR,
-				(errcode(ERRCODE_CARDINALITY_VIOLATION),
-				 errmsg("the mapping to %s gives more than one row for a source row",
-						writer->map->target_name),
-				 errhint("A mapping to several rows must be a function that returns a set.")));
+	return quote_qualified_identifier(get_namespace_name(RelationGetNamespace(writer->rel)),
+									  RelationGetRelationName(writer->rel));
 }

@@ -1,13 +1,18 @@
 /*-------------------------------------------------------------------------
  *
  * writer_fresh.c
- *	  Multi-insert into a plain table that has no index, no trigger that would
- *	  fire, no rule and no row security: what COPY FROM does, fed by the
- *	  mapping's executor row by row.
+ *	  Multi-insert, as COPY does it, into a table where nothing else is to be
+ *	  done for a row: a plain table without index, trigger that would fire,
+ *	  rule or row security.
  *
- * Runs in loaders.  The buffered tuples and the bulk-insert state belong to
- * one run, that is to one subtransaction: a failed one leaves nothing to the
- * next but slots that are cleared.  A crash leaves dead tuples.
+ * Rows come straight from the mapping's executor.  Defaults of columns that
+ * the mapping does not give, stored generated columns, NOT NULL and CHECK
+ * constraints are computed here, as ExecInsert would.  WAL is written as
+ * usual.
+ *
+ * Process, locks and crash: as writer.c.  Everything of an attempt (executor
+ * state, slots, buffer pins) belongs to its memory context and subtransaction,
+ * so a constraint that fails leaves nothing to undo here.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -19,286 +24,377 @@
 #include "access/htup_details.h"
 #include "access/tableam.h"
 #include "access/xact.h"
+#include "catalog/pg_class.h"
 #include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
 #include "executor/nodeModifyTable.h"
 #include "miscadmin.h"
+#include "nodes/makefuncs.h"
 #include "optimizer/optimizer.h"
+#include "parser/parse_coerce.h"
+#include "parser/parse_collate.h"
+#include "parser/parse_expr.h"
+#include "parser/parse_node.h"
+#include "parser/parse_relation.h"
+#include "parser/parser.h"
 #include "rewrite/rewriteHandler.h"
 #include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/rls.h"
 
-/* a group of tuples, as in COPY */
-#define GROUP_ROWS 1000
-#define GROUP_BYTES 65535
+/* as in core's copyfrom.c: what is gathered before it is written */
+#define MAX_BUFFERED_TUPLES 1000
+#define MAX_BUFFERED_BYTES 65535
 
-struct FreshWriter
+/* what is the same for all attempts, in the writer's memory */
+typedef struct FreshPlan
 {
-	Relation	rel;
-	MigrateMapping *map;
-	ResultRelInfo *result;
+	int			ndefaults;		/* columns that get an expression's value */
+	AttrNumber *default_attnums;
+	Expr	  **defaults;
+	Expr	   *owns;			/* NULL: none */
+	bool		generated;		/* stored generated columns */
+} FreshPlan;
+
+/* an attempt */
+typedef struct FreshState
+{
 	EState	   *estate;
-	int			natts;
-	TupleDesc	desc;			/* a copy: slots of the relation's own would pin
-								 * it for the subtransaction they are made in */
-	ExprState **defaults;		/* an attribute; NULL: none, or mapped */
-	int			nslots;			/* made so far */
-	int			nused;			/* filled */
-	Size		bytes;
-	TupleTableSlot *slots[GROUP_ROWS];
-
-	/* of the run */
+	ResultRelInfo *rri;
+	ExprState **defaults;
+	ExprState  *owns;
 	BulkInsertState bistate;
-	MemoryContext run_cxt;
-	MigrateWriter *writer;
-	MigrateTally *tally;
-};
+	MemoryContext flush_cxt;
+	TupleTableSlot *slots[MAX_BUFFERED_TUPLES];
+	int			nslots;			/* made */
+	int			nused;
+	Size		bytes;
+	int64		written;
+} FreshState;
 
-/*
- * Would a trigger of the table fire?  In replica role, which an owner writes
- * in elsewhere (P13), only REPLICA and ALWAYS ones would.
+/* ----------------------------------------------------------------
+ * may it be used
+ * ----------------------------------------------------------------
  */
-static bool
-has_firing_trigger(Relation rel)
-{
-	bool		replica = migrate_owns_relation(RelationGetRelid(rel), GetUserId());
 
-	if (rel->trigdesc == NULL)
-		return false;
-	for (int i = 0; i < rel->trigdesc->numtriggers; i++)
+/* Would a trigger see the insert?  P13: in replica role only some do. */
+static bool
+insert_triggers_fire(MigrateWriter *writer)
+{
+	TriggerDesc *desc = writer->rel->trigdesc;
+
+	for (int i = 0; desc && i < desc->numtriggers; i++)
 	{
-		Trigger    *trigger = &rel->trigdesc->triggers[i];
-		char		enabled = trigger->tgenabled;
+		Trigger    *trigger = &desc->triggers[i];
 
 		if (!TRIGGER_FOR_INSERT(trigger->tgtype) ||
-			enabled == TRIGGER_DISABLED)
+			trigger->tgenabled == TRIGGER_DISABLED)
 			continue;
-		if (enabled == TRIGGER_FIRES_ALWAYS ||
-			(enabled == TRIGGER_FIRES_ON_REPLICA) == replica)
+		if (trigger->tgenabled == TRIGGER_FIRES_ALWAYS ||
+			trigger->tgenabled == (writer->replica ? TRIGGER_FIRES_ON_REPLICA
+								   : TRIGGER_FIRES_ON_ORIGIN))
 			return true;
 	}
 	return false;
 }
 
-/* Is it a table into which rows can be put without anybody noticing? */
-bool
-migrate_fresh_possible(MigrateMapping *map, Relation rel)
-{
-	return rel->rd_rel->relkind == RELKIND_RELATION &&
-		!rel->rd_rel->relispartition &&
-		map->owns == NULL &&
-		RelationGetIndexList(rel) == NIL &&
-		rel->rd_rules == NULL &&
-		!has_firing_trigger(rel) &&
-		check_enable_rls(RelationGetRelid(rel), InvalidOid, true) == RLS_NONE;
-}
-
-/* As INSERT: on the table, or on each column that is given. */
+/* INSERT on the table, or on every column that is written. */
 static void
-check_privilege(MigrateMapping *map, Relation rel)
+check_insert_privilege(MigrateWriter *writer)
 {
-	Oid			user = GetUserId();
+	Oid			relid = RelationGetRelid(writer->rel);
+	MigrateMapping *map = writer->map;
 
-	if (pg_class_aclcheck(map->target, user, ACL_INSERT) == ACLCHECK_OK)
+	if (pg_class_aclcheck(relid, GetUserId(), ACL_INSERT) == ACLCHECK_OK)
 		return;
 	for (int i = 0; i < map->ncolumns; i++)
-		if (pg_attribute_aclcheck(map->target, map->attnums[i], user,
+		if (pg_attribute_aclcheck(relid, map->attnums[i], GetUserId(),
 								  ACL_INSERT) != ACLCHECK_OK)
 			aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE,
-						   RelationGetRelationName(rel));
+						   RelationGetRelationName(writer->rel));
 	if (map->ncolumns == 0)
 		aclcheck_error(ACLCHECK_NO_PRIV, OBJECT_TABLE,
-					   RelationGetRelationName(rel));
+					   RelationGetRelationName(writer->rel));
 }
 
-/* Defaults of the columns that the mapping does not give. */
-static void
-prepare_defaults(struct FreshWriter *fresh)
-{
-	TupleDesc	desc = RelationGetDescr(fresh->rel);
+/* ----------------------------------------------------------------
+ * what a row needs besides its mapped columns
+ * ----------------------------------------------------------------
+ */
 
-	fresh->defaults = palloc0(Max(fresh->natts, 1) * sizeof(ExprState *));
-	for (int i = 0; i < fresh->natts; i++)
+/*
+ * "owns" as an expression over the target's row; false when it has a
+ * sub-select, which needs more than an expression.
+ */
+static bool
+plan_owns(MigrateWriter *writer, FreshPlan *plan)
+{
+	MigrateMapping *map = writer->map;
+	ParseState *pstate;
+	ParseNamespaceItem *nsitem;
+	SelectStmt *select;
+	Node	   *expr;
+	bool		simple;
+	int			nestlevel;
+
+	if (map->owns == NULL || map->owns[0] == '\0')
+		return true;
+	nestlevel = NewGUCNestLevel();
+	(void) set_config_option("search_path", map->search_path, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	pstate = make_parsestate(NULL);
+	pstate->p_sourcetext = map->owns;
+	nsitem = addRangeTableEntryForRelation(pstate, writer->rel, RowExclusiveLock,
+										   NULL, false, false);
+	addNSItemToQuery(pstate, nsitem, false, true, true);
+	select = castNode(SelectStmt,
+					  linitial_node(RawStmt, raw_parser(map->owns, RAW_PARSE_PLPGSQL_EXPR))->stmt);
+	expr = transformExpr(pstate, linitial_node(ResTarget, select->targetList)->val,
+						 EXPR_KIND_WHERE);
+	expr = coerce_to_boolean(pstate, expr, "owns");
+	assign_expr_collations(pstate, expr);
+	simple = !pstate->p_hasSubLinks;
+	if (simple)
+		plan->owns = expression_planner((Expr *) expr);
+	free_parsestate(pstate);
+	AtEOXact_GUC(true, nestlevel);
+	return simple;
+}
+
+/*
+ * The value of a column that the mapping does not give: its default, or null,
+ * which a domain may refuse.  NULL when it is simply null.
+ */
+static Expr *
+missing_column(Relation rel, AttrNumber attnum)
+{
+	Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), attnum - 1);
+	Node	   *expr = build_column_default(rel, attnum);
+
+	if (expr == NULL && get_typtype(att->atttypid) == TYPTYPE_DOMAIN)
 	{
-		Form_pg_attribute att = TupleDescAttr(desc, i);
+		int32		typmod = att->atttypmod;
+		Oid			base = getBaseTypeAndTypmod(att->atttypid, &typmod);
+
+		expr = coerce_to_domain((Node *) makeNullConst(base, typmod, att->attcollation),
+								base, typmod, att->atttypid, COERCION_IMPLICIT,
+								COERCE_IMPLICIT_CAST, -1, false);
+	}
+	return expr ? expression_planner((Expr *) expr) : NULL;
+}
+
+static void
+plan_defaults(MigrateWriter *writer, FreshPlan *plan)
+{
+	TupleDesc	desc = RelationGetDescr(writer->rel);
+	MigrateMapping *map = writer->map;
+
+	plan->default_attnums = palloc(sizeof(AttrNumber) * Max(desc->natts, 1));
+	plan->defaults = palloc(sizeof(Expr *) * Max(desc->natts, 1));
+	for (int a = 1; a <= desc->natts; a++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, a - 1);
+		Expr	   *expr;
 		bool		given = false;
-		Node	   *expr;
 
-		for (int c = 0; c < fresh->map->ncolumns; c++)
-			given |= fresh->map->attnums[c] == i + 1;
-		if (given || att->attisdropped || att->attgenerated)
+		for (int i = 0; i < map->ncolumns && !given; i++)
+			given = map->attnums[i] == a;
+		if (given || att->attisdropped || att->attgenerated != '\0')
 			continue;
-		expr = build_column_default(fresh->rel, i + 1);
-		if (expr)
-			fresh->defaults[i] =
-				ExecInitExpr(expression_planner((Expr *) expr), NULL);
+		expr = missing_column(writer->rel, a);
+		if (expr == NULL)
+			continue;
+		plan->default_attnums[plan->ndefaults] = a;
+		plan->defaults[plan->ndefaults++] = expr;
 	}
+	plan->generated = desc->constr && desc->constr->has_generated_stored;
 }
 
-/* In the writer's memory context. */
-struct FreshWriter *
-migrate_fresh_open(MigrateWriter *writer)
+/*
+ * Whether this way serves the writer's target; prepares it if so.
+ */
+bool
+migrate_fresh_possible(MigrateWriter *writer)
 {
-	struct FreshWriter *fresh = palloc0(sizeof(struct FreshWriter));
+	Relation	rel = writer->rel;
+	FreshPlan  *plan;
 
-	check_privilege(writer->map, writer->rel);
-	fresh->rel = writer->rel;
-	fresh->map = writer->map;
-	fresh->writer = writer;
-	fresh->desc = CreateTupleDescCopy(RelationGetDescr(writer->rel));
-	fresh->natts = fresh->desc->natts;
-	fresh->estate = CreateExecutorState();
-	fresh->result = makeNode(ResultRelInfo);
-	InitResultRelInfo(fresh->result, writer->rel, 0, NULL, 0);
-	prepare_defaults(fresh);
-	return fresh;
+	if (rel->rd_rel->relkind != RELKIND_RELATION ||
+		rel->rd_rel->relispartition ||
+		RelationGetIndexList(rel) != NIL ||
+		rel->rd_rules != NULL ||
+		insert_triggers_fire(writer) ||
+		check_enable_rls(RelationGetRelid(rel), InvalidOid, true) != RLS_NONE)
+		return false;
+	check_insert_privilege(writer);
+	plan = palloc0(sizeof(FreshPlan));
+	if (!plan_owns(writer, plan))
+		return false;
+	plan_defaults(writer, plan);
+	writer->fresh = plan;
+	return true;
 }
 
-/* Write the group out. */
+/* ----------------------------------------------------------------
+ * an attempt
+ * ----------------------------------------------------------------
+ */
 static void
-flush_group(struct FreshWriter *fresh)
+fresh_begin(MigrateWriter *writer)
 {
-	MemoryContext oldcxt;
+	FreshPlan  *plan = writer->fresh;
+	FreshState *state = palloc0(sizeof(FreshState));
+	MemoryContext old;
 
-	if (fresh->nused == 0)
+	writer->state = state;
+	state->estate = CreateExecutorState();
+	state->rri = makeNode(ResultRelInfo);
+
+	/*
+	 * Range table index 0: not in a range table.  An error message about a
+	 * row then shows the columns that the user may read.
+	 */
+	InitResultRelInfo(state->rri, writer->rel, 0, NULL, 0);
+	old = MemoryContextSwitchTo(state->estate->es_query_cxt);
+	state->defaults = palloc(sizeof(ExprState *) * Max(plan->ndefaults, 1));
+	for (int i = 0; i < plan->ndefaults; i++)
+		state->defaults[i] = ExecInitExpr(plan->defaults[i], NULL);
+	if (plan->owns)
+		state->owns = ExecInitExpr(plan->owns, NULL);
+	MemoryContextSwitchTo(old);
+	state->bistate = GetBulkInsertState();
+	state->flush_cxt = AllocSetContextCreate(writer->attempt, "migrate flush",
+											 ALLOCSET_DEFAULT_SIZES);
+}
+
+/* Write what was gathered. */
+static void
+fresh_flush(MigrateWriter *writer)
+{
+	FreshState *state = writer->state;
+	MemoryContext old;
+
+	if (state->nused == 0)
 		return;
-	/* toasting and the tuples' array leak into the current context */
-	oldcxt = MemoryContextSwitchTo(GetPerTupleMemoryContext(fresh->estate));
-	table_multi_insert(fresh->rel, fresh->slots, fresh->nused,
-					   GetCurrentCommandId(true), 0,
-					   fresh->bistate);
-	MemoryContextSwitchTo(oldcxt);
-	ResetPerTupleExprContext(fresh->estate);
-	for (int i = 0; i < fresh->nused; i++)
-		ExecClearTuple(fresh->slots[i]);
-	fresh->nused = 0;
-	fresh->bytes = 0;
+	/* table_multi_insert may leak */
+	old = MemoryContextSwitchTo(state->flush_cxt);
+	table_multi_insert(writer->rel, state->slots, state->nused,
+					   GetCurrentCommandId(true), 0, state->bistate);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(state->flush_cxt);
+	for (int i = 0; i < state->nused; i++)
+		ExecClearTuple(state->slots[i]);
+	state->written += state->nused;
+	state->nused = 0;
+	state->bytes = 0;
 }
 
-/* The row of the mapping as a row of the target, not yet of its own memory. */
+/* The mapped columns, defaults and nulls of one target row, as a virtual tuple. */
 static void
-assemble(struct FreshWriter *fresh, TupleTableSlot *from, TupleTableSlot *to)
+fill_slot(MigrateWriter *writer, TupleTableSlot *slot, TupleTableSlot *mapped)
 {
-	ExprContext *econtext = GetPerTupleExprContext(fresh->estate);
+	FreshState *state = writer->state;
+	FreshPlan  *plan = writer->fresh;
+	MigrateMapping *map = writer->map;
+	ExprContext *econtext = GetPerTupleExprContext(state->estate);
 
-	slot_getallattrs(from);
-	ExecClearTuple(to);
-	memset(to->tts_isnull, true, fresh->natts * sizeof(bool));
-	memset(to->tts_values, 0, fresh->natts * sizeof(Datum));
-	for (int i = 0; i < fresh->natts; i++)
-		if (fresh->defaults[i])
-			to->tts_values[i] =
-				ExecEvalExprSwitchContext(fresh->defaults[i], econtext,
-										  &to->tts_isnull[i]);
-	for (int c = 0; c < fresh->map->ncolumns; c++)
+	ExecClearTuple(slot);
+	memset(slot->tts_values, 0, sizeof(Datum) * slot->tts_tupleDescriptor->natts);
+	memset(slot->tts_isnull, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
+	for (int i = 0; i < map->ncolumns; i++)
 	{
-		int			i = fresh->map->attnums[c] - 1;
-
-		to->tts_values[i] = from->tts_values[c];
-		to->tts_isnull[i] = from->tts_isnull[c];
+		slot->tts_values[map->attnums[i] - 1] = mapped->tts_values[i];
+		slot->tts_isnull[map->attnums[i] - 1] = mapped->tts_isnull[i];
 	}
-	ExecStoreVirtualTuple(to);
-	to->tts_tableOid = RelationGetRelid(fresh->rel);
+	for (int i = 0; i < plan->ndefaults; i++)
+	{
+		int			a = plan->default_attnums[i] - 1;
+
+		slot->tts_values[a] = ExecEvalExprSwitchContext(state->defaults[i], econtext,
+														&slot->tts_isnull[a]);
+	}
+	ExecStoreVirtualTuple(slot);
 }
 
-/* Memory that a buffered row takes, about. */
-static Size
-slot_bytes(TupleTableSlot *slot)
-{
-	bool		should_free;
-	HeapTuple	tuple;
-
-	if (!TTS_IS_HEAPTUPLE(slot) && !TTS_IS_BUFFERTUPLE(slot))
-		return GROUP_BYTES / 100;
-	tuple = ExecFetchSlotHeapTuple(slot, true, &should_free);
-	return tuple->t_len;
-}
-
-/* One row from the mapping. */
+/* What ExecInsert would check of the row. */
 static void
-take_row(TupleTableSlot *from, void *arg)
+check_row(MigrateWriter *writer, TupleTableSlot *slot)
 {
-	struct FreshWriter *fresh = arg;
-	Relation	rel = fresh->rel;
+	FreshState *state = writer->state;
+
+	slot->tts_tableOid = RelationGetRelid(writer->rel);
+	if (writer->fresh->generated)
+		ExecComputeStoredGenerated(state->rri, state->estate, slot, CMD_INSERT);
+	if (RelationGetDescr(writer->rel)->constr)
+		ExecConstraints(state->rri, slot, state->estate);
+	if (state->owns)
+	{
+		ExprContext *econtext = GetPerTupleExprContext(state->estate);
+		bool		isnull;
+		Datum		ok;
+
+		econtext->ecxt_scantuple = slot;
+		ok = ExecEvalExprSwitchContext(state->owns, econtext, &isnull);
+		if (isnull || !DatumGetBool(ok))
+			ereport(ERROR,
+					(errcode(ERRCODE_WITH_CHECK_OPTION_VIOLATION),
+					 errmsg("row does not satisfy \"owns\" of the mapping to %s",
+							writer->map->target_name),
+					 errdetail("The predicate is %s.", writer->map->owns)));
+	}
+}
+
+static void
+fresh_put(MigrateWriter *writer, TupleTableSlot *mapped)
+{
+	FreshState *state = writer->state;
 	TupleTableSlot *slot;
+	MemoryContext old;
 
-	migrate_tally_row(fresh->writer, fresh->tally, from);
-	migrate_writing = true;
-	if (fresh->nused == fresh->nslots)
+	if (state->nused == state->nslots)
 	{
-		MemoryContext oldcxt = MemoryContextSwitchTo(fresh->writer->mcxt);
-
-		fresh->slots[fresh->nslots++] =
-			MakeSingleTupleTableSlot(fresh->desc, table_slot_callbacks(rel));
-		MemoryContextSwitchTo(oldcxt);
+		old = MemoryContextSwitchTo(writer->attempt);
+		state->slots[state->nslots++] = table_slot_create(writer->rel, NULL);
+		MemoryContextSwitchTo(old);
 	}
-	slot = fresh->slots[fresh->nused];
-
-	ResetPerTupleExprContext(fresh->estate);
-	assemble(fresh, from, slot);
-	if (rel->rd_att->constr && rel->rd_att->constr->has_generated_stored)
-		ExecComputeStoredGenerated(fresh->result, fresh->estate, slot, CMD_INSERT);
-	if (rel->rd_att->constr)
-		ExecConstraints(fresh->result, slot, fresh->estate);
+	slot = state->slots[state->nused];
+	ResetPerTupleExprContext(state->estate);
+	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(state->estate));
+	fill_slot(writer, slot, mapped);
+	check_row(writer, slot);
+	MemoryContextSwitchTo(old);
+	/* the values are of this row's memory, the slot lives longer */
 	ExecMaterializeSlot(slot);
-	fresh->nused++;
-	fresh->bytes += slot_bytes(slot);
-	if (fresh->nused == GROUP_ROWS || fresh->bytes > GROUP_BYTES)
-		flush_group(fresh);
-	migrate_writing = false;
+	state->nused++;
+	state->bytes += heap_compute_data_size(mapped->tts_tupleDescriptor,
+										   mapped->tts_values, mapped->tts_isnull);
+	if (state->nused == MAX_BUFFERED_TUPLES || state->bytes > MAX_BUFFERED_BYTES)
+		fresh_flush(writer);
 }
 
-/* Map a batch and insert what comes out. */
-void
-migrate_fresh_run(MigrateWriter *writer, MigrateBatch *batch, MigrateTally *tally)
+static int64
+fresh_finish(MigrateWriter *writer)
 {
-	struct FreshWriter *fresh = writer->fresh;
-	MemoryContext oldcxt;
+	FreshState *state = writer->state;
 
-	fresh->run_cxt = AllocSetContextCreate(writer->mcxt, "migrate fresh run",
-										   ALLOCSET_SMALL_SIZES);
-	oldcxt = MemoryContextSwitchTo(fresh->run_cxt);
-	/* pins buffers, for which the subtransaction answers */
-	fresh->bistate = GetBulkInsertState();
-	MemoryContextSwitchTo(oldcxt);
-	fresh->tally = tally;
-
-	migrate_mapping_run(fresh->map, batch, take_row, fresh);
-	migrate_writing = true;
-	flush_group(fresh);
-	FreeBulkInsertState(fresh->bistate);
-	fresh->bistate = NULL;
-	MemoryContextDelete(fresh->run_cxt);
-	fresh->run_cxt = NULL;
-	tally->written = tally->produced;
-	CommandCounterIncrement();
+	fresh_flush(writer);
+	table_finish_bulk_insert(writer->rel, 0);
+	FreeBulkInsertState(state->bistate);
+	for (int i = 0; i < state->nslots; i++)
+		ExecDropSingleTupleTableSlot(state->slots[i]);
+	FreeExecutorState(state->estate);
+	return state->written;
 }
 
-/* The rollback has released the bulk-insert state's buffer already. */
-void
-migrate_fresh_abort(struct FreshWriter *fresh)
-{
-	for (int i = 0; i < fresh->nslots; i++)
-		ExecClearTuple(fresh->slots[i]);
-	fresh->nused = 0;
-	fresh->bytes = 0;
-	fresh->bistate = NULL;
-	if (fresh->run_cxt)
-		MemoryContextDelete(fresh->run_cxt);
-	fresh->run_cxt = NULL;
-	ResetPerTupleExprContext(fresh->estate);
-}
-
-void
-migrate_fresh_close(struct FreshWriter *fresh)
-{
-	table_finish_bulk_insert(fresh->rel, 0);
-	for (int i = 0; i < fresh->nslots; i++)
-		ExecDropSingleTupleTableSlot(fresh->slots[i]);
-	FreeExecutorState(fresh->estate);
-}
+const MigrateWriterWay migrate_writer_fresh = {
+	.name = "multi-insert",
+	.begin = fresh_begin,
+	.put = fresh_put,
+	.finish = fresh_finish,
+};

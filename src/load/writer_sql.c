@@ -1,21 +1,27 @@
 /*-------------------------------------------------------------------------
  *
  * writer_sql.c
- *	  Mapped rows into any kind of table, by statements over the ephemeral
- *	  relation "mapped": partitions, foreign tables, indexes, triggers, rules
- *	  and row security are the executor's business.
+ *	  Statements through the executor: for partitioned and foreign tables,
+ *	  tables with indexes, triggers, rules or row security, any access method.
  *
- * Runs in loaders and in the session that replays.  The row that may be there
- * already is found by the key map (P11):
+ * The mapped rows of a batch are held in a tuplestore, the ephemeral relation
+ * migrate_mapped (columns migrate_c1 .., migrate_k1 .., migrate_ord), from
+ * which
  *
- *	  update  1:1, key map: UPDATE what is there, INSERT the rest
- *	  replace the same by DELETE and INSERT, where an UPDATE would not do: the
- *			  row may have to move, or rows may swap a unique value
- *	  insert  no key map: nothing can be found
+ *	  while nothing of ours is there:	INSERT all
+ *	  else, a row for a row (P11):		UPDATE those that are there, in place,
+ *										INSERT the others
+ *	  else, where that cannot be:		DELETE those that are there, INSERT all
+ *	  a set for a row:					the same
  *
- * Statements run in replica role if the user owns the target (P13); mapping
- * code has run before, as origin.  Everything happens in the caller's
- * subtransaction, whose rollback undoes the settings too.
+ * What is there is found by the key map, among the rows that "owns" names.
+ * Every statement is planned for its own batch, so a plan made for thousands
+ * of rows is never run for one (P17).
+ *
+ * P13: the statements run under session_replication_role = replica if the
+ * owner owns the target; the mapping has run before, under origin.
+ *
+ * Process, locks and crash: as writer.c.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -23,389 +29,444 @@
  */
 #include "load/load.h"
 
-#include "access/genam.h"
-#include "access/xact.h"
+#include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_operator.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
-#include "utils/memutils.h"
+#include "utils/partcache.h"
+#include "utils/queryenvironment.h"
 #include "utils/rel.h"
 #include "utils/syscache.h"
+#include "utils/tuplestore.h"
 #include "utils/typcache.h"
 
-#define MAPPED "migrate_mapped"
+#define MAPPED_NAME "migrate_mapped"
 
-/* memory of the mapped rows of a batch until they spill, kB */
-#define MAPPED_MEMORY_KB 16384
-
-struct SqlWriter
+typedef struct SqlState
 {
-	bool		replica;		/* the user owns the target (P13) */
-	/* statements; NULL: not needed */
-	char	   *doubles;
-	char	   *owns;
-	char	   *update;
-	char	   *delete;
-	char	   *insert;
-};
+	Tuplestorestate *store;
+	TupleDesc	desc;
+	int64		rows;
+} SqlState;
 
-/* FROM migrate_mapped with column names that clash with nothing */
-static char *
-from_mapped(MigrateMapping *map)
-{
-	StringInfoData buf;
+/* ----------------------------------------------------------------
+ * what the target's indexes and partitions ask for
+ * ----------------------------------------------------------------
+ */
 
-	initStringInfo(&buf);
-	appendStringInfoString(&buf, MAPPED " AS " MAPPED " (");
-	for (int i = 1; i <= map->ncolumns; i++)
-		appendStringInfo(&buf, "migrate_col_%d, ", i);
-	for (int i = 1; i <= map->nkeys; i++)
-		appendStringInfo(&buf, "migrate_key_%d, ", i);
-	appendStringInfoString(&buf, MIGRATE_ORDINAL ")");
-	return buf.data;
-}
-
-/* The equality of a column's type, qualified: search_path may hide it. */
-static char *
-equality(Oid type)
-{
-	TypeCacheEntry *entry = lookup_type_cache(type, TYPECACHE_EQ_OPR);
-	HeapTuple	tuple;
-	char	   *result;
-
-	if (!OidIsValid(entry->eq_opr))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_FUNCTION),
-				 errmsg("type %s has no equality operator, so it cannot be in a key",
-						format_type_be(type))));
-	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(entry->eq_opr));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for operator %u", entry->eq_opr);
-	result = psprintf("OPERATOR(%s.%s)",
-					  quote_identifier(get_namespace_name(((Form_pg_operator) GETSTRUCT(tuple))->oprnamespace)),
-					  NameStr(((Form_pg_operator) GETSTRUCT(tuple))->oprname));
-	ReleaseSysCache(tuple);
-	return result;
-}
-
-/* The target row is that of the mapped row: its key, and it is ours. */
-static char *
-match_condition(MigrateMapping *map, const char *alias)
-{
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	for (int k = 0; k < map->nkeys; k++)
-	{
-		AttrNumber	attnum = get_attnum(map->target, map->key_columns[k]);
-
-		appendStringInfo(&buf, "%s%s.%s %s " MAPPED ".migrate_key_%d",
-						 k > 0 ? " AND " : "", alias,
-						 quote_identifier(map->key_columns[k]),
-						 equality(get_atttype(map->target, attnum)), k + 1);
-	}
-	if (map->owns)
-		appendStringInfo(&buf, " AND (%s)", map->owns);
-	return buf.data;
-}
-
-/* Is the column one of the key map? */
 static bool
-in_key_map(MigrateMapping *map, const char *column)
+is_key_column(MigrateMapping *map, AttrNumber attnum)
 {
 	for (int k = 0; k < map->nkeys; k++)
-		if (strcmp(map->key_columns[k], column) == 0)
+		if (map->key_attnums[k] == attnum)
 			return true;
 	return false;
 }
 
-/* P11: has the target a unique index on more than the key map's columns? */
 static bool
-has_other_unique(MigrateMapping *map, Relation rel)
+is_mapped_column(MigrateMapping *map, AttrNumber attnum)
 {
-	bool		found = false;
-	ListCell   *lc;
-
-	foreach(lc, RelationGetIndexList(rel))
-	{
-		Relation	index = index_open(lfirst_oid(lc), AccessShareLock);
-		Form_pg_index form = index->rd_index;
-
-		if (form->indisunique || form->indisexclusion)
-		{
-			for (int i = 0; i < form->indnkeyatts; i++)
-			{
-				AttrNumber	attnum = form->indkey.values[i];
-
-				if (attnum == 0 ||
-					!in_key_map(map, get_attname(map->target, attnum, false)))
-					found = true;
-			}
-		}
-		index_close(index, NoLock);
-	}
-	return found;
-}
-
-/* P11: where an UPDATE is not the same as taking the old row away first. */
-static bool
-must_replace(MigrateMapping *map, Relation rel)
-{
-	TupleDesc	desc = RelationGetDescr(rel);
-
-	if (map->many || map->ncolumns == 0 ||
-		rel->rd_rel->relkind != RELKIND_RELATION)
-		return true;
-	for (int c = 0; c < map->ncolumns; c++)
-		if (TupleDescAttr(desc, map->attnums[c] - 1)->attidentity ==
-			ATTRIBUTE_IDENTITY_ALWAYS)
+	for (int i = 0; i < map->ncolumns; i++)
+		if (map->attnums[i] == attnum)
 			return true;
-	return has_other_unique(map, rel);
+	return false;
 }
 
-/* The statement that adds rows; with a condition, only those not yet there. */
-static char *
-insert_statement(MigrateMapping *map, const char *target, const char *missing)
+/* A partition key with anything outside the key map: an update may move rows. */
+static bool
+partition_key_outside(MigrateWriter *writer)
 {
-	StringInfoData buf;
+	PartitionKey key;
 
-	initStringInfo(&buf);
-	appendStringInfo(&buf, "INSERT INTO %s ", target);
-	for (int c = 0; c < map->ncolumns; c++)
-		appendStringInfo(&buf, "%s%s", c > 0 ? ", " : "(",
-						 quote_identifier(map->columns[c]));
-	appendStringInfo(&buf, "%sOVERRIDING SYSTEM VALUE SELECT ",
-					 map->ncolumns > 0 ? ") " : "");
-	for (int c = 0; c < map->ncolumns; c++)
-		appendStringInfo(&buf, "%smigrate_col_%d", c > 0 ? ", " : "", c + 1);
-	appendStringInfo(&buf, " FROM %s", from_mapped(map));
-	if (missing)
-		appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s WHERE %s)",
-						 target, missing);
-	return buf.data;
+	if (writer->rel->rd_rel->relkind != RELKIND_PARTITIONED_TABLE)
+		return false;
+	key = RelationGetPartitionKey(writer->rel);
+	for (int i = 0; i < key->partnatts; i++)
+		if (key->partattrs[i] == 0 || !is_key_column(writer->map, key->partattrs[i]))
+			return true;
+	return false;
 }
 
-static char *
-update_statement(MigrateMapping *map, const char *target, const char *match)
+/* P11: a unique key that holds key map columns and mapped others. */
+static bool
+unique_key_beyond(MigrateWriter *writer)
 {
-	StringInfoData buf;
+	List	   *indexes = RelationGetIndexList(writer->rel);
+	ListCell   *lc;
+	bool		beyond = false;
 
-	initStringInfo(&buf);
-	appendStringInfo(&buf, "UPDATE %s SET ", target);
-	for (int c = 0; c < map->ncolumns; c++)
-		appendStringInfo(&buf, "%s%s = migrate_col_%d", c > 0 ? ", " : "",
-						 quote_identifier(map->columns[c]), c + 1);
-	appendStringInfo(&buf, " FROM %s WHERE %s", from_mapped(map), match);
-	return buf.data;
+	foreach(lc, indexes)
+	{
+		HeapTuple	tuple = SearchSysCache1(INDEXRELID, ObjectIdGetDatum(lfirst_oid(lc)));
+		Form_pg_index index;
+		bool		inside = false;
+		bool		outside = false;
+
+		if (!HeapTupleIsValid(tuple))
+			continue;
+		index = (Form_pg_index) GETSTRUCT(tuple);
+		for (int i = 0; index->indisunique && i < index->indnkeyatts; i++)
+		{
+			AttrNumber	attnum = index->indkey.values[i];
+
+			if (is_key_column(writer->map, attnum))
+				inside = true;
+			else if (attnum == 0 || is_mapped_column(writer->map, attnum))
+				outside = true;
+		}
+		ReleaseSysCache(tuple);
+		beyond |= inside && outside;
+	}
+	list_free(indexes);
+	return beyond;
 }
 
-/* Ordinals of all rows but the first of each key. */
-static char *
-doubles_statement(MigrateMapping *map)
+/* Every column that can be written is mapped: nothing is lost by a delete. */
+static bool
+all_columns_mapped(MigrateWriter *writer)
 {
-	StringInfoData keys;
+	TupleDesc	desc = RelationGetDescr(writer->rel);
 
-	initStringInfo(&keys);
-	for (int k = 1; k <= map->nkeys; k++)
-		appendStringInfo(&keys, "%smigrate_key_%d", k > 1 ? ", " : "", k);
-	return psprintf("SELECT d." MIGRATE_ORDINAL " FROM (SELECT " MIGRATE_ORDINAL
-					", pg_catalog.row_number() OVER (PARTITION BY %s ORDER BY "
-					MIGRATE_ORDINAL ") AS n FROM %s WHERE (%s) IS NOT NULL) AS d"
-					" WHERE d.n OPERATOR(pg_catalog.>) 1 ORDER BY 1",
-					keys.data, from_mapped(map),
-					map->nkeys > 1 ? psprintf("ROW(%s)", keys.data) : keys.data);
+	for (int a = 1; a <= desc->natts; a++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, a - 1);
+
+		if (!att->attisdropped && att->attgenerated == '\0' &&
+			!is_mapped_column(writer->map, a))
+			return false;
+	}
+	return true;
 }
 
-/* Is there a mapped row that "owns" does not hold for? */
-static char *
-owns_statement(MigrateMapping *map, const char *alias)
+/* GENERATED ALWAYS AS IDENTITY: can be inserted, but not updated. */
+static bool
+is_identity_always(MigrateWriter *writer, AttrNumber attnum)
 {
-	StringInfoData buf;
-
-	initStringInfo(&buf);
-	appendStringInfo(&buf, "SELECT FROM (SELECT ");
-	for (int c = 0; c < map->ncolumns; c++)
-		appendStringInfo(&buf, "%smigrate_col_%d AS %s", c > 0 ? ", " : "", c + 1,
-						 quote_identifier(map->columns[c]));
-	appendStringInfo(&buf, " FROM %s) AS %s WHERE (%s) IS NOT TRUE LIMIT 1",
-					 from_mapped(map), alias, map->owns);
-	return buf.data;
+	return TupleDescAttr(RelationGetDescr(writer->rel), attnum - 1)->attidentity ==
+		ATTRIBUTE_IDENTITY_ALWAYS;
 }
 
-/* Build the statements, in the writer's memory context. */
-struct SqlWriter *
-migrate_sql_open(MigrateWriter *writer)
+/*
+ * Rows that are there are deleted and inserted anew, not updated: always for
+ * sets; where an update cannot say it; and where a unique key goes beyond the
+ * key map, if that loses no value and fires no foreign key's action.
+ */
+static bool
+must_delete_first(MigrateWriter *writer)
 {
-	struct SqlWriter *sql = palloc0(sizeof(struct SqlWriter));
 	MigrateMapping *map = writer->map;
-	Relation	rel = writer->rel;
-	const char *alias = quote_identifier(RelationGetRelationName(rel));
-	char	   *target;
-	char	   *match;
+	int			settable = 0;
 
-	target = quote_qualified_identifier(get_namespace_name(RelationGetNamespace(rel)),
-										RelationGetRelationName(rel));
-	sql->replica = migrate_owns_relation(map->target, GetUserId());
-	if (map->owns)
-		sql->owns = owns_statement(map, alias);
-	if (map->nkeys == 0)
+	if (map->many || partition_key_outside(writer))
+		return true;
+	for (int i = 0; i < map->ncolumns; i++)
 	{
-		sql->insert = insert_statement(map, target, NULL);
-		return sql;
+		if (!is_identity_always(writer, map->attnums[i]))
+			settable++;
+		else if (!is_key_column(map, map->attnums[i]))
+			return true;
 	}
+	return settable == 0 ||
+		(writer->replica && all_columns_mapped(writer) && unique_key_beyond(writer));
+}
 
-	match = match_condition(map, alias);
-	if (!map->many)
-		sql->doubles = doubles_statement(map);
-	if (must_replace(map, rel))
+/* ----------------------------------------------------------------
+ * the statements
+ * ----------------------------------------------------------------
+ */
+
+static char *
+target_column(MigrateWriter *writer, const char *column)
+{
+	return psprintf("%s.%s", quote_identifier(RelationGetRelationName(writer->rel)),
+					quote_identifier(column));
+}
+
+/* "nsp.=" of a key column's type, whatever the search_path */
+static char *
+equality_operator(MigrateWriter *writer, int k)
+{
+	Oid			func = writer->keys[k].equal.fn_oid;
+	TypeCacheEntry *type = lookup_type_cache(writer->keys[k].type, TYPECACHE_EQ_OPR);
+	HeapTuple	tuple;
+	Form_pg_operator op;
+	char	   *result;
+
+	if (!OidIsValid(func) || !OidIsValid(type->eq_opr))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_FUNCTION),
+				 errmsg("key column \"%s\" of %s has type %s, which has no equality operator",
+						writer->map->key_columns[k], writer->map->target_name,
+						format_type_be(writer->keys[k].type)),
+				 errhint("Give the mapping another key.")));
+	tuple = SearchSysCache1(OPEROID, ObjectIdGetDatum(type->eq_opr));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for operator %u", type->eq_opr);
+	op = (Form_pg_operator) GETSTRUCT(tuple);
+	result = psprintf("OPERATOR(%s.%s)",
+					  quote_identifier(get_namespace_name(op->oprnamespace)),
+					  NameStr(op->oprname));
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/* The row that is there: by the key map, among those that are ours. */
+static void
+append_found(StringInfo buf, MigrateWriter *writer)
+{
+	MigrateMapping *map = writer->map;
+
+	for (int k = 0; k < map->nkeys; k++)
+		appendStringInfo(buf, "%s%s %s migrate_m.migrate_k%d", k > 0 ? " AND " : "",
+						 target_column(writer, map->key_columns[k]),
+						 equality_operator(writer, k), k + 1);
+	if (map->owns && map->owns[0])
+		appendStringInfo(buf, " AND (%s\n)", map->owns);
+}
+
+/*
+ * With "owns" each statement also tells whether its rows satisfy it: a row of
+ * counts (written, owned); without, the statement's own count is enough.
+ */
+static char *
+counted(MigrateWriter *writer, const char *statement)
+{
+	MigrateMapping *map = writer->map;
+
+	if (map->owns == NULL || map->owns[0] == '\0')
+		return pstrdup(statement);
+	return psprintf("WITH migrate_w AS (%s RETURNING (%s\n) AS ok)"
+					" SELECT pg_catalog.count(*), pg_catalog.count(*) FILTER (WHERE ok)"
+					" FROM migrate_w", statement, map->owns);
+}
+
+static char *
+update_statement(MigrateWriter *writer)
+{
+	MigrateMapping *map = writer->map;
+	StringInfoData buf;
+	bool		first = true;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "UPDATE %s SET ", migrate_writer_target(writer));
+	for (int i = 0; i < map->ncolumns; i++)
 	{
-		sql->delete = psprintf("DELETE FROM %s USING %s WHERE %s", target,
-							   from_mapped(map), match);
-		sql->insert = insert_statement(map, target, NULL);
+		/* in the key, where it has the value already */
+		if (is_identity_always(writer, map->attnums[i]))
+			continue;
+		appendStringInfo(&buf, "%s%s = migrate_m.migrate_c%d", first ? "" : ", ",
+						 quote_identifier(map->columns[i]), i + 1);
+		first = false;
 	}
+	appendStringInfoString(&buf, " FROM " MAPPED_NAME " AS migrate_m WHERE ");
+	append_found(&buf, writer);
+	return counted(writer, buf.data);
+}
+
+static char *
+delete_statement(MigrateWriter *writer)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "DELETE FROM %s USING " MAPPED_NAME " AS migrate_m WHERE ",
+					 migrate_writer_target(writer));
+	append_found(&buf, writer);
+	return buf.data;
+}
+
+static char *
+insert_statement(MigrateWriter *writer, bool only_new)
+{
+	MigrateMapping *map = writer->map;
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "INSERT INTO %s ", migrate_writer_target(writer));
+	for (int i = 0; i < map->ncolumns; i++)
+		appendStringInfo(&buf, "%s%s", i > 0 ? ", " : "(",
+						 quote_identifier(map->columns[i]));
+	appendStringInfo(&buf, "%s OVERRIDING SYSTEM VALUE SELECT ",
+					 map->ncolumns > 0 ? ")" : "");
+	for (int i = 0; i < map->ncolumns; i++)
+		appendStringInfo(&buf, "%smigrate_m.migrate_c%d", i > 0 ? ", " : "", i + 1);
+	appendStringInfoString(&buf, " FROM " MAPPED_NAME " AS migrate_m");
+	if (only_new)
+	{
+		appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s WHERE ",
+						 migrate_writer_target(writer));
+		append_found(&buf, writer);
+		appendStringInfoChar(&buf, ')');
+	}
+	return counted(writer, buf.data);
+}
+
+/* The mapped rows' columns, with names that no column of a target has. */
+static TupleDesc
+mapped_desc(MigrateMapping *map)
+{
+	TupleDesc	desc = CreateTupleDescCopy(map->outdesc);
+
+	for (int i = 0; i < desc->natts - 1; i++)
+		namestrcpy(&TupleDescAttr(desc, i)->attname,
+				   i < map->ncolumns ? psprintf("migrate_c%d", i + 1) :
+				   psprintf("migrate_k%d", i - map->ncolumns + 1));
+	namestrcpy(&TupleDescAttr(desc, desc->natts - 1)->attname, MIGRATE_ORDINAL);
+	return desc;
+}
+
+void
+migrate_writer_sql_open(MigrateWriter *writer)
+{
+	MigrateWriterSql *sql = &writer->sql;
+
+	sql->mapped = mapped_desc(writer->map);
+	sql->insert = insert_statement(writer, false);
+	if (writer->map->nkeys == 0)
+		return;
+	if (must_delete_first(writer))
+		sql->delete = delete_statement(writer);
 	else
 	{
-		sql->update = update_statement(map, target, match);
-		sql->insert = insert_statement(map, target, match);
+		sql->update = update_statement(writer);
+		sql->insert_new = insert_statement(writer, true);
 	}
-	return sql;
 }
 
-/* Where mapped rows go while the mapping runs. */
-typedef struct MappedRows
-{
-	MigrateWriter *writer;
-	MigrateTally *tally;
-	Tuplestorestate *store;
-} MappedRows;
-
+/* ----------------------------------------------------------------
+ * an attempt
+ * ----------------------------------------------------------------
+ */
 static void
-keep_row(TupleTableSlot *slot, void *arg)
+sql_begin(MigrateWriter *writer)
 {
-	MappedRows *rows = arg;
+	SqlState   *state = palloc0(sizeof(SqlState));
 
-	migrate_tally_row(rows->writer, rows->tally, slot);
-	tuplestore_puttupleslot(rows->store, slot);
+	writer->state = state;
+	state->store = tuplestore_begin_heap(false, false, work_mem);
+	state->desc = writer->sql.mapped;
 }
 
-/* Make the rows visible to the statements of this SPI connection. */
 static void
-register_mapped(MigrateMapping *map, Tuplestorestate *store)
+sql_put(MigrateWriter *writer, TupleTableSlot *slot)
+{
+	SqlState   *state = writer->state;
+
+	tuplestore_puttupleslot(state->store, slot);
+	state->rows++;
+}
+
+/* The rows of this attempt, visible to statements of this SPI level. */
+static void
+register_mapped(SqlState *state)
 {
 	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
 	int			rc;
 
-	enr->md.name = MAPPED;
+	enr->md.name = MAPPED_NAME;
 	enr->md.reliddesc = InvalidOid;
-	enr->md.tupdesc = map->outdesc;
+	enr->md.tupdesc = state->desc;
 	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
-	enr->md.enrtuples = tuplestore_tuple_count(store);
-	enr->reldata = store;
+	enr->md.enrtuples = state->rows;
+	enr->reldata = state->store;
 	rc = SPI_register_relation(enr);
 	if (rc != SPI_OK_REL_REGISTER)
-		elog(ERROR, "SPI_register_relation gave %s", SPI_result_code_string(rc));
-}
-
-/* Run one statement; the number of rows it touched. */
-static int64
-run(const char *statement)
-{
-	int			rc = SPI_execute(statement, false, 0);
-
-	if (rc < 0)
-		elog(ERROR, "\"%s\" gave %s", statement, SPI_result_code_string(rc));
-	return SPI_processed;
+		elog(ERROR, "could not register mapped rows: %s", SPI_result_code_string(rc));
 }
 
 /*
- * Two rows of a batch with one key are two source rows that would overwrite
- * each other: all but the first are named to the caller, who sets them aside.
+ * Run a statement, give the rows that it wrote; each must be ours.
  */
-static void
-check_doubles(MigrateWriter *writer)
-{
-	MigrateMapping *map = writer->map;
-	int64		n = run(writer->sql->doubles);
-
-	if (n == 0)
-		return;
-	writer->doubles = MemoryContextAlloc(writer->mcxt, n * sizeof(int64));
-	writer->ndoubles = n;
-	for (int64 i = 0; i < n; i++)
-		writer->doubles[i] = migrate_spi_int64(i, 0, 0);
-	ereport(ERROR,
-			(errcode(ERRCODE_UNIQUE_VIOLATION),
-			 errmsg("the key map of target table %s gives two source rows one key",
-					map->target_name),
-			 errhint("The key map must tell source rows apart.")));
-}
-
-/* The statements, over rows that are registered. */
 static int64
-write_rows(MigrateWriter *writer, int64 produced)
+run_statement(MigrateWriter *writer, const char *sql)
 {
-	struct SqlWriter *sql = writer->sql;
-	MigrateMapping *map = writer->map;
-	int64		written = 0;
+	int			rc = SPI_execute(sql, false, 0);
+	int64		written;
 
-	if (sql->doubles)
-		check_doubles(writer);
-	if (sql->owns && run(sql->owns) > 0)
+	if (rc < 0)
+		elog(ERROR, "statement gave %s: %s", SPI_result_code_string(rc), sql);
+	if (rc != SPI_OK_SELECT)
+		return SPI_processed;
+	written = migrate_spi_int64(0, 0, 0);
+	if (migrate_spi_int64(0, 1, 0) != written)
 		ereport(ERROR,
 				(errcode(ERRCODE_WITH_CHECK_OPTION_VIOLATION),
-				 errmsg("a row for target table %s does not satisfy \"owns\"",
-						map->target_name),
-				 errdetail("The condition is: %s.", map->owns)));
-	if (sql->replica)
-		(void) set_config_option("session_replication_role", "replica", PGC_SUSET,
-								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	if (sql->delete)
-		(void) run(sql->delete);
-	if (sql->update)
-		written += run(sql->update);
-	if (written < produced || sql->update == NULL)
-		written += run(sql->insert);
-	if (written != produced)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION),
-				 errmsg("writing %lld rows to target table %s touched %lld rows",
-						(long long) produced, map->target_name, (long long) written),
-				 errhint("A trigger or rule keeps rows away, or the key map finds several rows of the target.")));
+				 errmsg("row does not satisfy \"owns\" of the mapping to %s",
+						writer->map->target_name),
+				 errdetail("The predicate is %s.", writer->map->owns)));
+	SPI_freetuptable(SPI_tuptable);
 	return written;
 }
 
-/* Map a batch, then write what came out. */
-void
-migrate_sql_run(MigrateWriter *writer, MigrateBatch *batch, MigrateTally *tally)
+/*
+ * Each mapped row must have become one target row: a trigger or rule that
+ * drops it, or a key that finds two rows, is told and not passed over.
+ */
+static void
+check_written(MigrateWriter *writer, int64 written)
 {
-	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext,
-											   "migrate mapped rows",
-											   ALLOCSET_DEFAULT_SIZES);
-	MemoryContext oldcxt = MemoryContextSwitchTo(mcxt);
-	MappedRows	rows = {writer, tally, NULL};
-	int			level;
+	SqlState   *state = writer->state;
 
-	rows.store = tuplestore_begin_heap(true, false, MAPPED_MEMORY_KB);
-	migrate_mapping_run(writer->map, batch, keep_row, &rows);
-	migrate_writing = true;
-	if (tally->produced > 0)
-	{
-		level = NewGUCNestLevel();
-		(void) set_config_option("search_path", writer->map->search_path,
-								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
-								 true, 0, false);
-		SPI_connect();
-		register_mapped(writer->map, rows.store);
-		tally->written = write_rows(writer, tally->produced);
-		SPI_finish();
-		AtEOXact_GUC(true, level);
-	}
-	tuplestore_end(rows.store);
-	MemoryContextSwitchTo(oldcxt);
-	MemoryContextDelete(mcxt);
+	if (written < state->rows)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_ACTION_EXCEPTION),
+				 errmsg("row for %s was suppressed by a trigger or rule of the target",
+						writer->map->target_name),
+				 errdetail("%lld rows were given, %lld were written.",
+						   (long long) state->rows, (long long) written)));
+	if (written > state->rows)
+		ereport(ERROR,
+				(errcode(ERRCODE_CARDINALITY_VIOLATION),
+				 errmsg("key map finds more than one row of %s for a source row",
+						writer->map->target_name),
+				 errdetail("%lld rows were given, %lld were written.",
+						   (long long) state->rows, (long long) written),
+				 errhint("The key must be unique in the target.")));
 }
+
+static int64
+sql_finish(MigrateWriter *writer)
+{
+	SqlState   *state = writer->state;
+	MigrateWriterSql *sql = &writer->sql;
+	int			nestlevel = NewGUCNestLevel();
+	int64		written = 0;
+
+	(void) set_config_option("search_path", writer->map->search_path, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	/* P13: around the write only; the mapping ran under origin */
+	if (writer->replica)
+		(void) set_config_option("session_replication_role", "replica", PGC_SUSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (state->rows > 0)
+	{
+		SPI_connect();
+		register_mapped(state);
+		if (writer->insert_only)
+			written = run_statement(writer, sql->insert);
+		else if (sql->update)
+			written = run_statement(writer, sql->update) +
+				run_statement(writer, sql->insert_new);
+		else
+		{
+			(void) run_statement(writer, sql->delete);
+			written = run_statement(writer, sql->insert);
+		}
+		SPI_finish();
+	}
+	AtEOXact_GUC(true, nestlevel);
+	check_written(writer, written);
+	tuplestore_end(state->store);
+	return written;
+}
+
+const MigrateWriterWay migrate_writer_sql = {
+	.name = "statements",
+	.begin = sql_begin,
+	.put = sql_put,
+	.finish = sql_finish,
+};

@@ -1,18 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * batch.c
- *	  Source rows, held until every mapping has taken them.
+ *	  Source rows held while they are mapped and written.
  *
- * Runs in loaders, and in the session that replays dead letters.  A batch is
- * a tuplestore of source rows, each with its number, migrate_ord, by which a
- * mapped row is traced back to the row that it came from.  Mappings see it as
- * the ephemeral relation migrate_batch; when one fails, the rows are read
- * again from here (P17).
+ * A batch is a tuplestore of the source row's columns and one more,
+ * migrate_ord, the row's number in the batch.  It is what the mapping's query
+ * reads as its ephemeral relation.  Since the batch is held, a bad row is
+ * isolated by running parts of it again, without reading the source again.
  *
- * Memory is bounded by twice migrate.options' batch_bytes, beyond that the
- * store spills to a temporary file.  Read pointers of a tuplestore are never
- * freed, so that each filling gets a new store.  A crash leaves at most that
- * temporary file, which the server removes when it starts.
+ * Process: loader, or the session that replays a dead letter.
+ * States and locks: none.  The tuplestore spills to a temporary file beyond
+ * max_kb; the file belongs to the resource owner that was current when the
+ * batch was made, so a batch that was made inside a subtransaction must not be
+ * touched after that was rolled back (delete its memory context instead).
+ * A crash leaves nothing behind.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -21,32 +22,49 @@
 #include "migrate.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "executor/tuptable.h"
 #include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
+#include "utils/guc.h"
 #include "utils/json.h"
+#include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 
-/* memory of a batch until it spills, kB; the default batch is 4 MB */
-#define BATCH_MEMORY_KB 16384
-
-static void
-begin_store(MigrateBatch *batch)
+/* how the columns of a row are written into a dead letter's source_row */
+typedef enum RowForm
 {
-	MemoryContext oldcxt = MemoryContextSwitchTo(batch->mcxt);
+	FORM_JSON,					/* as row_to_json does */
+	FORM_TEXT,					/* every column as its text */
+	FORM_SHORT,					/* the same, cut to FORM_SHORT_BYTES */
+	FORM_NONE					/* nothing can be shown */
+} RowForm;
 
-	batch->store = tuplestore_begin_heap(true, false, BATCH_MEMORY_KB);
-	batch->nrows = 0;
-	batch->bytes = 0;
-	MemoryContextSwitchTo(oldcxt);
+#define FORM_SHORT_BYTES (1024 * 1024)
+
+/*
+ * The row type of a batch: the source row's columns, then the ordinal.
+ */
+static TupleDesc
+batch_desc(MigrateSource *src)
+{
+	int			natts = src->rowdesc->natts;
+	TupleDesc	desc = CreateTemplateTupleDesc(natts + 1);
+
+	for (int i = 1; i <= natts; i++)
+		TupleDescCopyEntry(desc, i, src->rowdesc, i);
+	TupleDescInitEntry(desc, natts + 1, MIGRATE_ORDINAL, INT8OID, -1, 0);
+	return desc;
 }
 
 /*
- * An empty batch, in a context of its own below the current one.  Its store
- * belongs to the current resource owner: after a rollback of the
- * subtransaction it was made in, the batch is gone and must not be freed.
+ * An empty batch in a memory context of its own below the current one.
  */
 MigrateBatch *
 migrate_batch_create(MigrateSource *src)
@@ -54,61 +72,87 @@ migrate_batch_create(MigrateSource *src)
 	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext,
 											   "migrate batch",
 											   ALLOCSET_DEFAULT_SIZES);
-	MemoryContext oldcxt = MemoryContextSwitchTo(mcxt);
+	MemoryContext old = MemoryContextSwitchTo(mcxt);
 	MigrateBatch *batch = palloc0(sizeof(MigrateBatch));
-	int			n = src->ncolumns;
 
 	batch->src = src;
+	batch->desc = batch_desc(src);
 	batch->mcxt = mcxt;
-	batch->desc = CreateTemplateTupleDesc(n + 1);
-	for (int i = 1; i <= n; i++)
-		TupleDescCopyEntry(batch->desc, i, src->rowdesc, i);
-	TupleDescInitEntry(batch->desc, n + 1, MIGRATE_ORDINAL, INT8OID, -1, 0);
-	MemoryContextSwitchTo(oldcxt);
-	begin_store(batch);
+	batch->max_kb = work_mem;
+	batch->owner = CurrentResourceOwner;
+	MemoryContextSwitchTo(old);
 	return batch;
 }
 
-/* Add a row; the values are copied. */
+/* The store is made with the first row, for the batch's owner. */
+static void
+batch_open_store(MigrateBatch *batch)
+{
+	MemoryContext old = MemoryContextSwitchTo(batch->mcxt);
+	ResourceOwner owner = CurrentResourceOwner;
+
+	CurrentResourceOwner = batch->owner;
+	batch->store = tuplestore_begin_heap(false, false, batch->max_kb);
+	CurrentResourceOwner = owner;
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Append a row (columns of src->rowdesc); the values are copied.  "bytes" is
+ * what the row counts toward batch_bytes.
+ */
 void
 migrate_batch_add(MigrateBatch *batch, Datum *values, bool *nulls, int64 bytes)
 {
-	int			n = batch->src->ncolumns;
-	Datum	   *v = palloc((n + 1) * sizeof(Datum));
-	bool	   *isnull = palloc((n + 1) * sizeof(bool));
+	int			natts = batch->desc->natts;
+	Datum	   *v;
+	bool	   *n;
+	Datum		vbuf[64];
+	bool		nbuf[64];
+	bool		large = natts > lengthof(vbuf);
 
-	if (n > 0)
+	if (batch->store == NULL)
+		batch_open_store(batch);
+	v = large ? palloc(sizeof(Datum) * natts) : vbuf;
+	n = large ? palloc(sizeof(bool) * natts) : nbuf;
+	memcpy(v, values, sizeof(Datum) * (natts - 1));
+	memcpy(n, nulls, sizeof(bool) * (natts - 1));
+	v[natts - 1] = Int64GetDatum(batch->nrows);
+	n[natts - 1] = false;
+	tuplestore_putvalues(batch->store, batch->desc, v, n);
+	if (large)
 	{
-		memcpy(v, values, n * sizeof(Datum));
-		memcpy(isnull, nulls, n * sizeof(bool));
+		pfree(v);
+		pfree(n);
 	}
-	v[n] = Int64GetDatum(batch->nrows);
-	isnull[n] = false;
-	tuplestore_putvalues(batch->store, batch->desc, v, isnull);
 	batch->nrows++;
 	batch->bytes += bytes;
-	pfree(v);
-	pfree(isnull);
 }
 
-/* Forget the rows. */
+/*
+ * Empty the batch for the next rows.  The store is made anew: every scan of it
+ * leaves a read pointer behind, which only the store's end frees.
+ */
 void
 migrate_batch_reset(MigrateBatch *batch)
 {
-	tuplestore_end(batch->store);
-	begin_store(batch);
+	if (batch->store)
+		tuplestore_end(batch->store);
+	batch->store = NULL;
+	batch->nrows = 0;
+	batch->bytes = 0;
 }
 
 void
 migrate_batch_free(MigrateBatch *batch)
 {
-	tuplestore_end(batch->store);
+	migrate_batch_reset(batch);
 	MemoryContextDelete(batch->mcxt);
 }
 
-/* Place the store's own read pointer before a row. */
+/* Stand before row "row" of the batch. */
 static void
-seek(MigrateBatch *batch, int64 row)
+batch_seek(MigrateBatch *batch, int64 row)
 {
 	tuplestore_select_read_pointer(batch->store, 0);
 	tuplestore_rescan(batch->store);
@@ -116,87 +160,207 @@ seek(MigrateBatch *batch, int64 row)
 		elog(ERROR, "batch has no row " INT64_FORMAT, row);
 }
 
-/* Rows [lo, hi) as a batch of its own, ordinals starting at 0 again. */
+/* Copy rows [lo, hi) but those left out (NULL: none) into a new batch. */
+static MigrateBatch *
+batch_copy(MigrateBatch *batch, int64 lo, int64 hi, const uint8 *left_out)
+{
+	MigrateBatch *part = migrate_batch_create(batch->src);
+	TupleTableSlot *slot;
+	int64		each = batch->nrows > 0 ? batch->bytes / batch->nrows : 0;
+
+	Assert(0 <= lo && lo <= hi && hi <= batch->nrows);
+	part->max_kb = batch->max_kb;
+	if (lo == hi)
+		return part;
+	slot = MakeSingleTupleTableSlot(batch->desc, &TTSOpsMinimalTuple);
+	batch_seek(batch, lo);
+	for (int64 i = lo; i < hi; i++)
+	{
+		if (!tuplestore_gettupleslot(batch->store, true, false, slot))
+			elog(ERROR, "batch has no row " INT64_FORMAT, i);
+		if (left_out && (left_out[i / 8] & (1 << (i % 8))) != 0)
+			continue;
+		slot_getallattrs(slot);
+		migrate_batch_add(part, slot->tts_values, slot->tts_isnull, each);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	return part;
+}
+
+/*
+ * Rows [lo, hi) as a batch of its own, with ordinals from 0.
+ */
 MigrateBatch *
 migrate_batch_slice(MigrateBatch *batch, int64 lo, int64 hi)
 {
-	MigrateBatch *slice = migrate_batch_create(batch->src);
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(batch->desc,
-													&TTSOpsMinimalTuple);
-
-	seek(batch, lo);
-	for (int64 row = lo; row < hi; row++)
-	{
-		if (!tuplestore_gettupleslot(batch->store, true, false, slot))
-			elog(ERROR, "batch has no row " INT64_FORMAT, row);
-		slot_getallattrs(slot);
-		migrate_batch_add(slice, slot->tts_values, slot->tts_isnull, 0);
-	}
-	ExecDropSingleTupleTableSlot(slot);
-	if (batch->nrows > 0)
-		slice->bytes = batch->bytes * (hi - lo) / batch->nrows;
-	return slice;
+	return batch_copy(batch, lo, hi, NULL);
 }
 
-/* {"key column": "value as text"} of a row in a slot */
+/* The rows whose bit is not set in left_out, with ordinals from 0. */
+MigrateBatch *
+migrate_batch_pick(MigrateBatch *batch, const uint8 *left_out)
+{
+	return batch_copy(batch, 0, batch->nrows, left_out);
+}
+
+/*
+ * Settings under which a value's text is the same whoever reads it, and reads
+ * back as the same value.
+ */
+static int
+pin_output_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"search_path", "pg_catalog, pg_temp"},
+		{"datestyle", "ISO, YMD"},
+		{"intervalstyle", "postgres"},
+		{"timezone", "UTC"},
+		{"bytea_output", "hex"},
+		{"extra_float_digits", "3"},
+	};
+	int			nestlevel = NewGUCNestLevel();
+
+	for (int i = 0; i < lengthof(settings); i++)
+		(void) set_config_option(settings[i][0], settings[i][1],
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+								 true, 0, false);
+	return nestlevel;
+}
+
+/* A value's text, cut to "limit" bytes (0: whole). */
 static char *
-key_as_json(MigrateSource *src, TupleTableSlot *slot)
+value_text(Datum value, Oid type, int limit)
+{
+	Oid			output;
+	bool		varlena;
+	char	   *s;
+
+	getTypeOutputInfo(type, &output, &varlena);
+	s = OidOutputFunctionCall(output, value);
+	if (limit > 0 && strlen(s) > limit)
+		s[pg_mbcliplen(s, strlen(s), limit)] = '\0';
+	return s;
+}
+
+/* {"column": "text", ..} of the columns that keys[] names, or of all. */
+static char *
+columns_as_text(MigrateSource *src, TupleTableSlot *slot, const int *keys,
+				int ncols, int limit)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoChar(&buf, '{');
-	for (int k = 0; k < src->nkeys; k++)
+	for (int i = 0; i < ncols; i++)
 	{
-		int			i = src->keys[k];
+		int			col = keys ? keys[i] : i;
 
-		if (k > 0)
+		if (i > 0)
 			appendStringInfoString(&buf, ", ");
-		escape_json(&buf, src->columns[i].name);
+		escape_json(&buf, src->columns[col].name);
 		appendStringInfoString(&buf, ": ");
-		if (slot->tts_isnull[i])
+		if (slot->tts_isnull[col])
 			appendStringInfoString(&buf, "null");
 		else
-		{
-			Oid			output;
-			bool		varlena;
-
-			getTypeOutputInfo(TupleDescAttr(src->rowdesc, i)->atttypid,
-							  &output, &varlena);
-			escape_json(&buf, OidOutputFunctionCall(output, slot->tts_values[i]));
-		}
+			escape_json(&buf, value_text(slot->tts_values[col],
+										 src->columns[col].type, limit));
 	}
 	appendStringInfoChar(&buf, '}');
 	return buf.data;
 }
 
+/* The whole row as row_to_json shows it. */
+static char *
+row_as_json(MigrateSource *src, TupleTableSlot *slot)
+{
+	TupleDesc	desc = BlessTupleDesc(CreateTupleDescCopy(src->rowdesc));
+	HeapTuple	tuple = heap_form_tuple(desc, slot->tts_values, slot->tts_isnull);
+
+	return TextDatumGetCString(DirectFunctionCall1(row_to_json,
+												   HeapTupleGetDatum(tuple)));
+}
+
 /*
- * One row as jsonb text, and its key as jsonb text (NULL without key), in the
- * current memory context.
+ * One way of writing down a row and its key, with the proof that both are
+ * jsonb: json allows \u0000 in a string and any length, jsonb does not.  In a
+ * subtransaction, since output functions may fail on an odd value.
  */
-void
-migrate_batch_row_json(MigrateBatch *batch, int64 row, char **row_json,
-					   char **key_json)
+static bool
+try_row_form(MigrateBatch *batch, TupleTableSlot *slot, RowForm form,
+			 char **row_json, char **key_json)
 {
 	MigrateSource *src = batch->src;
+	MemoryContext mcxt = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool ok = false;
+
+	*row_json = *key_json = NULL;
+	if (form == FORM_NONE)
+		return true;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(mcxt);
+	PG_TRY();
+	{
+		int			limit = form == FORM_SHORT ? FORM_SHORT_BYTES : 0;
+		char	   *row;
+		char	   *key = NULL;
+
+		(void) pin_output_settings();
+		row = form == FORM_JSON ? row_as_json(src, slot) :
+			columns_as_text(src, slot, NULL, src->ncolumns, limit);
+		if (src->nkeys > 0)
+			key = columns_as_text(src, slot, src->keys, src->nkeys, limit);
+		(void) DirectFunctionCall1(jsonb_in, CStringGetDatum(row));
+		if (key)
+			(void) DirectFunctionCall1(jsonb_in, CStringGetDatum(key));
+		*row_json = row;
+		*key_json = key;
+
+		/* an aborted subtransaction takes the settings back, and no harm */
+		RollbackAndReleaseCurrentSubTransaction();
+		ok = true;
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(mcxt);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(mcxt);
+		CurrentResourceOwner = owner;
+		/* a cancelled statement is never swallowed */
+		if (ERRCODE_TO_CATEGORY(edata->sqlerrcode) ==
+			ERRCODE_TO_CATEGORY(ERRCODE_OPERATOR_INTERVENTION))
+			ReThrowError(edata);
+		FreeErrorData(edata);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(mcxt);
+	CurrentResourceOwner = owner;
+	return ok;
+}
+
+/*
+ * One row as jsonb text, and its key as {source key column: text value}, NULL
+ * without a key.  What is given here always converts to jsonb; where the row
+ * as it is would not (a json column with \u0000, more than 256 MB), its
+ * columns are given as text, at last cut short.
+ */
+void
+migrate_batch_row_json(MigrateBatch *batch, int64 row,
+					   char **row_json, char **key_json)
+{
 	TupleTableSlot *slot = MakeSingleTupleTableSlot(batch->desc,
 													&TTSOpsMinimalTuple);
-	TupleDesc	desc = CreateTupleDescCopy(src->rowdesc);
-	HeapTuple	tuple;
 
-	seek(batch, row);
-	if (!tuplestore_gettupleslot(batch->store, true, false, slot))
+	batch_seek(batch, row);
+	if (!tuplestore_gettupleslot(batch->store, true, true, slot))
 		elog(ERROR, "batch has no row " INT64_FORMAT, row);
 	slot_getallattrs(slot);
-
-	*row_json = pstrdup("{}");
-	if (src->ncolumns > 0)
-	{
-		desc = BlessTupleDesc(desc);
-		tuple = heap_form_tuple(desc, slot->tts_values, slot->tts_isnull);
-		*row_json = TextDatumGetCString(DirectFunctionCall1(row_to_json,
-															HeapTupleGetDatum(tuple)));
-	}
-	*key_json = src->nkeys > 0 ? key_as_json(src, slot) : NULL;
+	for (int form = FORM_JSON; form <= FORM_NONE; form++)
+		if (try_row_form(batch, slot, (RowForm) form, row_json, key_json))
+			break;
 	ExecDropSingleTupleTableSlot(slot);
 }

@@ -42,6 +42,7 @@
 #include "parser/parse_collate.h"
 #include "parser/parse_node.h"
 #include "parser/parser.h"
+#include "parser/parsetree.h"
 #include "rewrite/rewriteHandler.h"
 #include "tcop/dest.h"
 #include "tcop/tcopprot.h"
@@ -60,8 +61,16 @@ extern PGDLLEXPORT Datum migrate_mapping_check(PG_FUNCTION_ARGS);
 #define SELECT_MARK "SELECT /*migrate*/"
 #define FROM_MARK "FROM /*migrate*/ source"
 
-/* rows that a plan is made for: neither one nor a million */
-#define PLANNED_ROWS 1000
+/* the sub-select that has the key map's values */
+#define KEYS_ALIAS "migrate_keys"
+
+/*
+ * P17: one plan a size class, or a hash join that was made for thousands of
+ * rows scans a lookup table for each row of a batch that is halved.  A batch
+ * takes the first class that it fits.
+ */
+static const int64 class_planned[MIGRATE_PLAN_CLASSES] = {1, 300, 5000};
+static const int64 class_most[MIGRATE_PLAN_CLASSES] = {10, 1000, PG_INT64_MAX};
 
 /*
  * All of a mapping.  What the DBA can change without redefining it, the
@@ -74,7 +83,8 @@ extern PGDLLEXPORT Datum migrate_mapping_check(PG_FUNCTION_ARGS);
 	" left(md5(concat_ws(' ', m.query, m.search_path, m.key, p.prosrc, p.xmin)), 16), " \
 	" m.target_columns, " \
 	" ARRAY(SELECT k.key FROM jsonb_each_text(m.key) k ORDER BY k.key), " \
-	" ARRAY(SELECT k.value FROM jsonb_each_text(m.key) k ORDER BY k.key) " \
+	" ARRAY(SELECT k.value FROM jsonb_each_text(m.key) k ORDER BY k.key), " \
+	" m.timezone, m.datestyle " \
 	"FROM migrate.mapping m LEFT JOIN pg_catalog.pg_proc p ON p.oid = m.mapping "
 
 /* A text[] of the last SPI result as C strings. */
@@ -133,6 +143,8 @@ mapping_from_spi(int row)
 	map->many = migrate_spi_text(row, 6)[0] == 't';
 	map->filtered = migrate_spi_text(row, 7)[0] == 't';
 	map->search_path = migrate_spi_text(row, 8);
+	map->timezone = migrate_spi_text(row, 15);
+	map->datestyle = migrate_spi_text(row, 16);
 	map->query = migrate_spi_text(row, 9);
 	map->owns = migrate_spi_text(row, 10);
 	map->version = migrate_spi_text(row, 11);
@@ -211,7 +223,7 @@ batch_from_clause(MigrateMapping *map, MigrateSource *src)
 	for (int k = 0; k < map->nkeys; k++)
 		appendStringInfo(&buf, "%s(%s) AS migrate_key_%d", k > 0 ? ", " : "",
 						 map->key_exprs[k], k + 1);
-	appendStringInfoString(&buf, ") AS migrate_keys");
+	appendStringInfoString(&buf, ") AS " KEYS_ALIAS);
 	return buf.data;
 }
 
@@ -231,7 +243,7 @@ executed_text(MigrateMapping *map, MigrateSource *src)
 	appendBinaryStringInfo(&buf, map->query, from - map->query);
 	for (int k = 0; k < map->nkeys; k++)
 	{
-		appendStringInfo(&buf, "%smigrate_keys.migrate_key_%d", sep, k + 1);
+		appendStringInfo(&buf, "%s" KEYS_ALIAS ".migrate_key_%d", sep, k + 1);
 		sep = ", ";
 	}
 	appendStringInfo(&buf, "%s" MIGRATE_BATCH_NAME "." MIGRATE_ORDINAL " AS "
@@ -285,9 +297,66 @@ coerce_column(ParseState *pstate, TargetEntry *tle, MigrateMapping *map,
 	tle->expr = (Expr *) expr;
 }
 
+/* The source column that an expression in migrate_keys is, from 0; or -1. */
+static int
+key_source_column(Query *query, Query *keys, int k)
+{
+	Expr	   *expr = list_nth_node(TargetEntry, keys->targetList, k)->expr;
+	Var		   *var = (Var *) expr;
+	RangeTblEntry *rte;
+
+	if (!IsA(expr, Var) || var->varlevelsup != 1 || var->varattno <= 0)
+		return -1;
+	rte = rt_fetch(var->varno, query->rtable);
+	return strcmp(rte->eref->aliasname, "source") == 0 ? var->varattno - 1 : -1;
+}
+
+/* A cast to the target's type that keeps different values different. */
+static bool
+is_lossless(Oid from, Oid to)
+{
+	to = getBaseType(to);
+	return from == to || IsBinaryCoercible(from, to) ||
+		from == INT2OID || from == INT4OID || from == INT8OID;
+}
+
+/*
+ * Whether the key map holds the whole key of the source as it is: then no two
+ * source rows can mean the same target row (P10).
+ */
+static bool
+key_is_source_key(MigrateMapping *map, MigrateSource *src, Query *query)
+{
+	Query	   *keys = NULL;
+	ListCell   *lc;
+
+	foreach(lc, query->rtable)
+	{
+		RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
+
+		if (rte->rtekind == RTE_SUBQUERY &&
+			strcmp(rte->eref->aliasname, KEYS_ALIAS) == 0)
+			keys = rte->subquery;
+	}
+	for (int s = 0; s < src->nkeys; s++)
+	{
+		bool		found = false;
+
+		for (int k = 0; keys && k < map->nkeys && !found; k++)
+			found = key_source_column(query, keys, k) == src->keys[s] &&
+				is_lossless(src->columns[src->keys[s]].type,
+							get_atttype(map->target,
+										get_attnum(map->target, map->key_columns[k])));
+		if (!found)
+			return false;
+	}
+	return src->nkeys > 0;
+}
+
 /* Parse the executed text, with the target's column types. */
 static Query *
-parse_mapping(MigrateMapping *map, const char *text, QueryEnvironment *env)
+parse_mapping(MigrateMapping *map, MigrateSource *src, const char *text,
+			  QueryEnvironment *env)
 {
 	List	   *raw = raw_parser(text, RAW_PARSE_DEFAULT);
 	ParseState *pstate = make_parsestate(NULL);
@@ -300,6 +369,7 @@ parse_mapping(MigrateMapping *map, const char *text, QueryEnvironment *env)
 				(errcode(ERRCODE_SYNTAX_ERROR),
 				 errmsg("the mapping to %s is not one query", map->target_name)));
 	pstate->p_sourcetext = text;
+
 	pstate->p_queryEnv = env;
 	/* literals take the type of their column, as in INSERT */
 	pstate->p_resolve_unknowns = false;
@@ -309,6 +379,8 @@ parse_mapping(MigrateMapping *map, const char *text, QueryEnvironment *env)
 				(errcode(ERRCODE_SYNTAX_ERROR),
 				 errmsg("the mapping to %s is not a query", map->target_name)));
 
+	map->key_is_source_key = key_is_source_key(map, src, query);
+	map->key_attnums = palloc0(Max(map->nkeys, 1) * sizeof(AttrNumber));
 	foreach(lc, query->targetList)
 	{
 		TargetEntry *tle = lfirst_node(TargetEntry, lc);
@@ -331,6 +403,7 @@ parse_mapping(MigrateMapping *map, const char *text, QueryEnvironment *env)
 						 errmsg("key column \"%s\" of target table %s does not exist",
 								key, map->target_name)));
 			coerce_column(pstate, tle, map, key, attnum);
+			map->key_attnums[n - map->ncolumns] = attnum;
 		}
 		n++;
 	}
@@ -341,15 +414,53 @@ parse_mapping(MigrateMapping *map, const char *text, QueryEnvironment *env)
 	return query;
 }
 
-/* Set search_path within the nest level that is returned. */
+/*
+ * The settings under which the mapping was defined, within the nest level that
+ * is returned: a loader, a replay and a validation give the same row.
+ */
 static int
-enter_search_path(MigrateMapping *map)
+enter_settings(MigrateMapping *map)
 {
+	struct
+	{
+		const char *name;
+		const char *value;
+	}			settings[] = {
+		{"search_path", map->search_path},
+		{"timezone", map->timezone},
+		{"datestyle", map->datestyle}
+	};
 	int			level = NewGUCNestLevel();
 
-	(void) set_config_option("search_path", map->search_path, PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	for (int i = 0; i < lengthof(settings); i++)
+		(void) set_config_option(settings[i].name, settings[i].value, PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	return level;
+}
+
+/* Plan for each size class; a mapping that reads its row only has one plan. */
+static void
+plan_classes(MigrateMapping *map, Query *query, const char *text)
+{
+	for (int i = 0; i < MIGRATE_PLAN_CLASSES; i++)
+	{
+		Query	   *copy = copyObject(query);
+		ListCell   *lc;
+
+		if (i > 0 && map->plans[0]->relationOids == NIL)
+		{
+			map->plans[i] = map->plans[0];
+			continue;
+		}
+		foreach(lc, copy->rtable)
+		{
+			RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
+
+			if (rte->rtekind == RTE_NAMEDTUPLESTORE)
+				rte->enrtuples = class_planned[i];
+		}
+		map->plans[i] = pg_plan_query(copy, text, 0, NULL);
+	}
 }
 
 typedef struct CompileContext
@@ -376,29 +487,29 @@ compile_error_context(void *arg)
 
 /*
  * Parse, coerce to the target's column types with assignment casts, and plan,
- * under the mapping's search_path, as the current user.  What is made lives
+ * under the mapping's settings, as the current user.  What is made lives
  * in the current memory context; the locks, until the (sub)transaction ends.
  */
 void
 migrate_mapping_compile(MigrateMapping *map, MigrateSource *src)
 {
-	char	   *text = executed_text(map, src);
-	int			level = enter_search_path(map);
+	char	   *sql = executed_text(map, src);
+	int			level = enter_settings(map);
 	MigrateBatch *shape = migrate_batch_create(src);
-	QueryEnvironment *env = batch_environment(shape->desc, NULL, PLANNED_ROWS);
-	CompileContext context = {text, map->target_name};
+	QueryEnvironment *env = batch_environment(shape->desc, NULL, 0);
+	CompileContext context = {sql, map->target_name};
 	ErrorContextCallback callback = {error_context_stack, compile_error_context, &context};
 	List	   *queries;
 
 	error_context_stack = &callback;
 	PushActiveSnapshot(GetTransactionSnapshot());
-	queries = QueryRewrite(parse_mapping(map, text, env));
+	queries = QueryRewrite(parse_mapping(map, src, sql, env));
 	if (list_length(queries) != 1)
 		elog(ERROR, "mapping %d rewrites to %d queries", map->mapping_id,
 			 list_length(queries));
-	map->plan = pg_plan_query(linitial_node(Query, queries), text, 0, NULL);
-	map->outdesc = ExecCleanTypeFromTL(map->plan->planTree->targetlist);
-	map->relations = map->plan->relationOids;
+	plan_classes(map, linitial_node(Query, queries), sql);
+	map->outdesc = ExecCleanTypeFromTL(map->plans[0]->planTree->targetlist);
+	map->relations = map->plans[0]->relationOids;
 	PopActiveSnapshot();
 	error_context_stack = callback.previous;
 	AtEOXact_GUC(true, level);
@@ -448,14 +559,17 @@ migrate_mapping_run(MigrateMapping *map, MigrateBatch *batch, MigrateRowFn dest,
 											   "migrate mapping run",
 											   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext oldcxt = MemoryContextSwitchTo(mcxt);
-	int			level = enter_search_path(map);
+	int			level = enter_settings(map);
 	QueryEnvironment *env = batch_environment(batch->desc, batch->store,
 											  batch->nrows);
 	QueryDesc  *desc;
+	int			size = 0;
 
+	while (batch->nrows > class_most[size])
+		size++;
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	desc = CreateQueryDesc(map->plan, map->query, GetActiveSnapshot(),
+	desc = CreateQueryDesc(map->plans[size], map->query, GetActiveSnapshot(),
 						   InvalidSnapshot, &receiver.pub, NULL, env, 0);
 	ExecutorStart(desc, 0);
 	migrate_executor_run(desc, ForwardScanDirection, 0);

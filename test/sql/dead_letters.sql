@@ -114,7 +114,7 @@ SELECT * FROM migrate_replay('l', 'l.orders');
 SELECT * FROM migrate_replay('l');
 SELECT * FROM letters;
 SELECT * FROM l.orders WHERE id IN (77, 88, 99);
-SELECT * FROM l.people WHERE email IN ('p1@x', 'p2@x');
+SELECT * FROM l.people WHERE email IN ('p1@x', 'p2@x') ORDER BY pid;
 -- again: no row twice
 SELECT * FROM migrate_replay('l');
 SELECT target, source_rows, target_rows, mismatches, status FROM migrate_validate('l');

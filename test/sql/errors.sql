@@ -220,9 +220,11 @@ SELECT migrate_add_table('e', 'public.orders', 't.orders', mapping => 't.good', 
 SELECT migrate_create_job('e2', 'old') > 0 AS made;
 SELECT migrate_add_table('e2', 'old.orders', 't.orders', mapping => 't.good');
 \echo :LAST_ERROR_SQLSTATE
--- foreign tables of another job are not taken by surprise
+-- an import of one's own takes nothing of another job; a mapping shares it
 SELECT migrate_import('e2', 'public', include => '{orders}');
 \echo :LAST_ERROR_SQLSTATE
+SELECT migrate_add_table('e2', 'public.orders', 't.handed');
+SELECT s.foreign_table::regclass FROM migrate.source_table s JOIN migrate.job j USING (job_id) WHERE j.job = 'e2';
 SELECT migrate_import('e2', 'public', 'old_e2', include => '{orders}');
 
 -- add_schema
@@ -258,6 +260,10 @@ SELECT migrate_drop_job('e');
 \echo :LAST_ERROR_SQLSTATE
 ROLLBACK;
 
+-- what another job reads is handed over to it
+DROP FUNCTION t.takes_other(old.nokey);
+SELECT migrate_drop_job('e');
+SELECT j.job, m.kind, m.object FROM migrate.made_object m JOIN migrate.job j USING (job_id) ORDER BY m.object_id;
 SET client_min_messages = error;
 SELECT statement FROM migrate.job, LATERAL migrate_drop_job(job) AS statement;
 DROP SCHEMA t CASCADE;

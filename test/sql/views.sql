@@ -25,7 +25,7 @@ FROM migrate.progress;
 -- half way: 3 of 10 chunks; one table done; one dead letter
 UPDATE migrate.source_table SET state = 'copying', plan_no = 1, estimated_rows = 1000, estimated_bytes = 10000 WHERE source = 'v.big';
 UPDATE migrate.source_table SET state = 'done', plan_no = 1, estimated_rows = 7, estimated_bytes = 70 WHERE source = 'v.small';
-INSERT INTO migrate.leaf (job_id, source_id, leaf_no, relation, chunk_size) SELECT job_id, source_id, 1, source, 100 FROM migrate.source_table;
+INSERT INTO migrate.leaf (job_id, source_id, leaf_no, weight, relation, chunk_size) SELECT job_id, source_id, 1, 0, source, 100 FROM migrate.source_table;
 INSERT INTO migrate.chunk (job_id, source_id, leaf_no, plan_no, key_lo, key_hi, state, rows_read, bytes_read, started_at, finished_at)
 SELECT s.job_id, s.source_id, 1, 1, nullif(ARRAY[g * 100 - 100], '{0}')::text[], ARRAY[g * 100]::text[], 'done', 100, 1000,
 	   now() - interval '1 h', now() - interval '1 h' + interval '2 s'

@@ -58,11 +58,13 @@ sub terminate
 terminate('terminated job workers');
 my $t = now();
 my $begin = time();
-$target->restart('fast');
+$target->stop('fast');
+$target->start;
 goes_on('restart', $t);
 cmp_ok(time() - $begin, '<', 15, 'restart: within seconds');
 $t = now();
-$target->restart('immediate');
+$target->stop('immediate');
+$target->start;
 goes_on('immediate restart', $t);
 foreach my $role ('loader', 'job', 'launcher')
 {

@@ -95,6 +95,7 @@ my $repeated = value($target, 'SELECT coalesce(sum(attempt - 1), 0) FROM migrate
 cmp_ok($repeated, '<=', $n * $workers, "$n kills repeated $repeated chunks, at most one a loader each");
 cmp_ok($repeated, '>', 0, 'and at least one kill met a chunk');
 is(value($target, q{SELECT count(*) FROM migrate.chunk WHERE state <> 'done'}), '0', 'no chunk is left over');
+is(value($target, q{SELECT count(*) > 0 FROM migrate.events WHERE kind = 'restart'}), 't', 'and the events tell that workers were cut short');
 is(value($target, q{SELECT count(*) FROM migrate_validate('j') WHERE target IN ('shop.plain', 'shop.bare') AND NOT matched}),
 	'0', 'validation agrees');
 
