@@ -197,7 +197,7 @@ is(sql(q{SELECT migrate_wait('away', 'copied', '60s')}), 'copied', 'source resta
 same_rows($source, 'SELECT * FROM t', $target, 'SELECT * FROM away.t', 'away: equal');
 
 # ------------------------------------------------------------ P22: once
-job('once', ', "rows_per_second": 5000');
+job('once', ', "rows_per_second": 1000');
 sql(q{SELECT migrate_start('once')});
 ok(wait_for($target, q{SELECT count(*) > 0 FROM migrate._live_workers() WHERE role = 'loader'}), 'it copies');
 my $pid = sql(q{SELECT pid FROM migrate._live_workers() WHERE slot = 0});
