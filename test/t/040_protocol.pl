@@ -7,6 +7,7 @@ use warnings;
 use FindBin;
 use lib "$FindBin::RealBin/../perl";
 use MigrateTest;
+use IPC::Run ();
 use Test::More;
 
 my $source = new_source('source', conf => "autovacuum = off\n");
@@ -280,9 +281,20 @@ foreach my $how (
 
 # --- P22: a worker is one
 {
-	src(q{CREATE TABLE p22 (id int PRIMARY KEY); INSERT INTO p22 SELECT generate_series(1, 5000)});
+	src(q{CREATE TABLE p22 (id int PRIMARY KEY); INSERT INTO p22 SELECT generate_series(1, 8000)});
 	sql(q{SELECT migrate_create_job('p22', server => 'legacy', options => '{"workers": 1, "rows_per_second": 500, "batch_rows": 100}');
-		SELECT migrate_add_table('p22', 'public.p22', 'p22.p22'); SELECT migrate_start('p22')});
+		SELECT migrate_add_table('p22', 'public.p22', 'p22.p22'); UPDATE migrate.job SET wanted = 'run' WHERE job = 'p22'});
+	# two sessions at once, neither of which sees the other's worker: both
+	# workers wait for their transaction, then race
+	my @twins = map {
+		my %t = (in => "SET client_min_messages = error; BEGIN; SELECT txid_current() > 0; SELECT 'launched ' || migrate._launch(job_id) FROM migrate.job WHERE job = 'p22';\n", out => '', err => '');
+		$t{h} = IPC::Run::start([ 'psql', '-XAtq', '-d', $target->connstr('postgres') ], '<', \$t{in}, '>', \$t{out}, '2>', \$t{err});
+		IPC::Run::pump($t{h}) until $t{out} =~ /launched/ or $t{err} ne '';
+		\%t } 1 .. 2;
+	is($_->{out}, "t\nlaunched true\n", 'P22: a worker is started') for @twins;
+	foreach my $t (@twins) { $t->{in} .= "COMMIT;\n\\q\n"; IPC::Run::finish($t->{h}); }
+	ok(wait_for($target, q{SELECT count(*) = 1 AND (SELECT state FROM migrate.job WHERE job = 'p22') = 'copying'
+			FROM pg_stat_activity WHERE backend_type = 'migrate job'}, timeout => 30), 'P22: of two, one stays');
 	sql(q{SELECT migrate_resume('p22')}) for 1 .. 10;
 	ok(wait_for($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'migrate job'}), 'P22: one job worker, however often asked');
 	ok(wait_for($target, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'migrate loader'}), 'P22: and one loader');
