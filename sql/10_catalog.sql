@@ -161,7 +161,7 @@ CREATE INDEX chunk_leaf ON migrate.chunk (source_id, leaf_no);
 COMMENT ON TABLE migrate.chunk IS 'checkpoints of the copy: a chunk''s rows and its ''done'' commit together';
 
 /*
- * Conservation (DESIGN 4.2), a row a chunk and mapping: what was read is
+ * Conservation, a row a chunk and mapping: what was read is
  * mapped, filtered or dead.
  */
 CREATE TABLE migrate.chunk_mapping (
@@ -226,7 +226,7 @@ COMMENT ON TABLE migrate.post_step IS 'statements that run after the copy, each 
 
 /*
  * Everything made outside the extension's own tables, recorded before it is
- * made (DESIGN 4.7).
+ * made.
  */
 CREATE TABLE migrate.made_object (
 	object_id	int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

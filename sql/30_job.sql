@@ -190,7 +190,7 @@ COMMENT ON FUNCTION migrate._drop_statement(text, text, text) IS
 'DROP statement for an object of migrate.made_object';
 
 /*
- * DESIGN 4.7: what was made for the job goes with it, or is named, or is
+ * What was made for the job goes with it, or is named, or is
  * handed to another job that reads it.  Objects that are not temporary (target
  * tables, types their columns have) stay.
  */

@@ -236,7 +236,7 @@ $$;
 COMMENT ON FUNCTION migrate._foreign_tables_of_job(int, oid) IS
 'the foreign tables of a server that a job made or reads, or else that other jobs made';
 
-/* Record, then make (DESIGN 4.7). */
+/* Record, then make. */
 CREATE FUNCTION migrate._make(job_id int, kind text, object text, temporary boolean, ddl text)
 RETURNS void
 LANGUAGE plpgsql VOLATILE

@@ -2,7 +2,7 @@
  *
  * as_owner.c
  *	  Mapping code runs with the rights of the job's owner, never with those
- *	  of a superuser who happens to call (DESIGN 9), as logical replication's
+ *	  of a superuser who happens to call, as logical replication's
  *	  workers and REINDEX do.
  *
  * Who may see a job has the owner's rights already, so that nobody gains any.

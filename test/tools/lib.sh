@@ -12,7 +12,7 @@ throwaway_begin() {
 	trap 'exit 143' TERM HUP
 	chmod 755 "$work"
 	mkdir "$work/tree" "$work/tmp"
-	tar -C "$2" --exclude=./.git --exclude=./tmp_check -cf - . | tar -C "$work/tree" -xf - --no-same-owner
+	tar -C "$2" --exclude=./.git --exclude=./tmp_check --exclude='*.o' --exclude='*.so' -cf - . | tar -C "$work/tree" -xf - --no-same-owner
 	run=()
 	if [ "$(id -u)" -eq 0 ]; then
 		local user=nobody
