@@ -51,8 +51,9 @@ goes_on('start', '2000-01-01');
 sub terminate
 {
 	my ($what) = @_;
+	my $t = now();
 	sql(q{SELECT pg_terminate_backend(pid) FROM migrate._live_workers() WHERE slot = 0}, $_) for @dbs;
-	goes_on($what, now());
+	goes_on($what, $t);
 	return;
 }
 terminate('terminated job workers');
