@@ -14,7 +14,9 @@ DECLARE
 	found_job	migrate.job;
 BEGIN
 	IF lock THEN
-		SELECT * INTO found_job FROM migrate.job j WHERE j.job = $1 FOR UPDATE;
+		-- not FOR UPDATE: a loader's rows refer to the job, and a chunk that has
+		-- set some aside would hold up every call until it commits
+		SELECT * INTO found_job FROM migrate.job j WHERE j.job = $1 FOR NO KEY UPDATE;
 	ELSE
 		SELECT * INTO found_job FROM migrate.job j WHERE j.job = $1;
 	END IF;

@@ -4,21 +4,6 @@
  * They lock the job row FOR NO KEY UPDATE: a worker that is about to leave
  * locks it too and looks again, so no wish falls between two workers.
  */
-CREATE FUNCTION migrate._lock_job(job text) RETURNS migrate.job
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-	r		migrate.job;
-BEGIN
-	SELECT j.* INTO r FROM migrate.job j WHERE j.job = _lock_job.job FOR NO KEY UPDATE;
-	IF NOT FOUND THEN
-		RAISE EXCEPTION 'job "%" does not exist', job
-			USING ERRCODE = 'undefined_object',
-				  HINT = 'Create it with migrate_create_job, or see the table migrate.job for the jobs that you may see.';
-	END IF;
-	RETURN r;
-END
-$$;
-COMMENT ON FUNCTION migrate._lock_job(text) IS 'the row of a job by its name, locked against other wishes';
 
 -- Raise 55000 with all that preflight found wrong.
 CREATE FUNCTION migrate._require_preflight(job text) RETURNS void
@@ -60,7 +45,7 @@ COMMENT ON FUNCTION migrate._run(int, text, text) IS 'record that a job should r
 CREATE FUNCTION @extschema@.migrate_start(job text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	r		migrate.job := migrate._lock_job(job);
+	r		migrate.job := migrate._job(job, lock => true);
 BEGIN
 	IF r.state IN ('copied', 'finished') THEN
 		RAISE NOTICE 'job "%" is already %', job, r.state;
@@ -104,7 +89,7 @@ COMMENT ON FUNCTION @extschema@.migrate_start(text) IS
 CREATE FUNCTION @extschema@.migrate_pause(job text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	r		migrate.job := migrate._lock_job(job);
+	r		migrate.job := migrate._job(job, lock => true);
 BEGIN
 	IF r.wanted = 'pause' THEN
 		-- a limit's pause is now the DBA's
@@ -129,7 +114,7 @@ COMMENT ON FUNCTION @extschema@.migrate_pause(text) IS
 CREATE FUNCTION @extschema@.migrate_resume(job text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	r		migrate.job := migrate._lock_job(job);
+	r		migrate.job := migrate._job(job, lock => true);
 BEGIN
 	IF r.state IN ('copied', 'finished') THEN
 		RAISE NOTICE 'job "%" is already %', job, r.state;
@@ -162,7 +147,7 @@ COMMENT ON FUNCTION @extschema@.migrate_resume(text) IS
 CREATE FUNCTION @extschema@.migrate_cancel(job text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	r		migrate.job := migrate._lock_job(job);
+	r		migrate.job := migrate._job(job, lock => true);
 BEGIN
 	IF r.state = 'cancelled' THEN
 		RAISE NOTICE 'job "%" is already cancelled', job;
@@ -198,7 +183,7 @@ COMMENT ON FUNCTION @extschema@.migrate_wait(text, text, interval) IS
 CREATE FUNCTION @extschema@.migrate_recopy(job text, target text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-	r		migrate.job := migrate._lock_job(job);
+	r		migrate.job := migrate._job(job, lock => true);
 	sources	int[];
 	others	text;
 BEGIN

@@ -22,14 +22,6 @@
 #ifndef MIGRATE_H
 #define MIGRATE_H
 
-/*
- * The library is built with hidden symbols; before 16 the server's headers
- * leave this empty, and its own entry points would be hidden as well.
- */
-#ifndef PGDLLEXPORT
-#define PGDLLEXPORT __attribute__((visibility("default")))
-#endif
-
 #include "postgres.h"
 
 #include "access/tupdesc.h"
