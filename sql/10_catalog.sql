@@ -58,6 +58,8 @@ CREATE TABLE migrate.source_table (
 				CHECK (state IN ('pending', 'copying', 'replan', 'copied', 'done')),
 	-- counts the plans; a loader that works on an older plan cannot commit
 	plan_no		int NOT NULL DEFAULT 0,
+	-- read without the tables that inherit from it: they are targets themselves
+	only_parent	boolean NOT NULL DEFAULT false,
 	estimated_rows bigint,
 	estimated_bytes bigint,
 	UNIQUE (job_id, foreign_table)
@@ -78,6 +80,8 @@ CREATE TABLE migrate.leaf (
 	relation	text NOT NULL,
 	remote_oid	oid,
 	remote_filenode oid,
+	-- of its place and columns there when it was planned (P2)
+	fingerprint	text,
 	blocks		bigint,
 	next_block	bigint NOT NULL DEFAULT 0,
 	next_key	text[],
@@ -206,22 +210,84 @@ CREATE INDEX dead_letter_job ON migrate.dead_letter (job_id, state);
 COMMENT ON TABLE migrate.dead_letter IS 'rows that could not be read, mapped or written, with what is needed to replay them';
 
 /*
- * What is done after the copy, a row a step, each restartable: primary keys
- * here; indexes, constraints and statistics join with the schema map.
+ * Schemas that a job takes over as a whole (migrate_add_schema): what
+ * migrate_preflight lists as not moved, and migrate_refresh_schema looks
+ * through again.
+ */
+CREATE TABLE migrate.job_schema (
+	schema_id	int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	source_schema text NOT NULL,
+	target_schema text NOT NULL,
+	include		text[],
+	exclude		text[],
+	rename		jsonb NOT NULL DEFAULT '{}',	-- source name -> target name
+	tablespace	text,
+	search_path	text NOT NULL
+);
+CREATE INDEX job_schema_job ON migrate.job_schema (job_id);
+COMMENT ON TABLE migrate.job_schema IS 'one row a call of migrate_add_schema: which schema a job takes over, and where to';
+
+/*
+ * Tables that a job made here, partitions included, each with the one that it
+ * was made like: what is built on them after the copy is found by this.
+ */
+CREATE TABLE migrate.made_relation (
+	target_oid	oid PRIMARY KEY,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	-- the target of the mapping: itself, or the partitioned table above it
+	root_oid	oid NOT NULL,
+	remote_schema text NOT NULL,
+	remote_table text NOT NULL,
+	-- made by the DBA's target_definition: columns and partitions are his
+	own_definition boolean NOT NULL DEFAULT false
+);
+CREATE INDEX made_relation_job ON migrate.made_relation (job_id, root_oid);
+COMMENT ON TABLE migrate.made_relation IS 'tables and partitions that a job made, and the source table that each is like';
+
+/*
+ * What is done after the copy, a row a step: keys, indexes, constraints,
+ * statistics, grants, VACUUM.  A step's work and its 'done' commit together
+ * (but for VACUUM, which may be done twice).
+ *
+ * Phases order the work: 10 indexes, 20 what uses them (constraints, indexes of
+ * partitioned tables), 30 foreign keys, 40 their validation, 50 the rest,
+ * 60 VACUUM and sequences.  Within a phase the heaviest is first.
  */
 CREATE TABLE migrate.post_step (
 	step_id		int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
-	mapping_id	int NOT NULL REFERENCES migrate.mapping ON DELETE CASCADE,
-	kind		text NOT NULL,	-- 'primary key'
+	-- the mapping whose target it completes; null: of no table
+	mapping_id	int REFERENCES migrate.mapping ON DELETE CASCADE,
+	-- the relation here that it changes, null: none; relation is its name
+	target_oid	oid,
+	relation	text,
+	kind		text NOT NULL
+				CHECK (kind IN ('key', 'index', 'exclusion', 'constraint', 'attach', 'check',
+								'foreign key', 'validate', 'default', 'statistics', 'replica identity',
+								'cluster', 'comment', 'grant', 'doubles', 'sequences', 'vacuum')),
+	-- what it makes, as shown: a name or a list of names
 	object		text NOT NULL,
+	-- one or more statements, run in one transaction (VACUUM: alone)
 	ddl			text NOT NULL,
+	phase		int NOT NULL,
+	-- bytes that it has to go through, as estimated on the source
+	weight		bigint NOT NULL DEFAULT 0,
+	-- steps that have to be over (done, failed or skipped) before
+	after		int[] NOT NULL DEFAULT '{}',
 	state		text NOT NULL DEFAULT 'todo'
-				CHECK (state IN ('todo', 'done', 'failed')),
+				CHECK (state IN ('todo', 'running', 'done', 'failed', 'skipped')),
+	attempt		int NOT NULL DEFAULT 0,
+	worker_pid	int,
+	sqlstate	text,
 	error		text,
+	reason		text,			-- of 'skipped', or that it was there already
 	started_at	timestamptz,
 	finished_at	timestamptz
 );
+CREATE INDEX post_step_todo ON migrate.post_step (job_id, phase, weight DESC, step_id) WHERE state = 'todo';
+CREATE INDEX post_step_running ON migrate.post_step (job_id) WHERE state = 'running';
+CREATE INDEX post_step_mapping ON migrate.post_step (mapping_id);
 COMMENT ON TABLE migrate.post_step IS 'statements that run after the copy, each recorded and restartable';
 
 /*
@@ -306,7 +372,7 @@ DO $$
 DECLARE
 	t text;
 BEGIN
-	FOREACH t IN ARRAY '{source_table,leaf,mapping,chunk,chunk_mapping,dead_letter,post_step,made_object,acceptance,event,validation_run,difference}'::text[]
+	FOREACH t IN ARRAY '{source_table,leaf,mapping,chunk,chunk_mapping,dead_letter,job_schema,made_relation,post_step,made_object,acceptance,event,validation_run,difference}'::text[]
 	LOOP
 		EXECUTE format('ALTER TABLE migrate.%I ENABLE ROW LEVEL SECURITY', t);
 		EXECUTE format('CREATE POLICY own ON migrate.%I USING '
