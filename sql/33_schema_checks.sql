@@ -851,7 +851,7 @@ BEGIN
 	IF fits IN ('narrower', 'other') THEN
 		RETURN QUERY SELECT CASE fits WHEN 'narrower' THEN 'fail' ELSE 'warn' END,
 			format('is %s there, %s here: %s', $3 ->> 'type', $4 ->> 'type',
-				   CASE fits WHEN 'narrower' THEN 'values can be refused, and become dead letters, or lose something'
+				   CASE fits WHEN 'narrower' THEN 'values that do not fit become dead letters, or are cut or rounded'
 							 ELSE 'values are converted, those that are refused become dead letters' END),
 			format('%s TYPE %s;', alter_column, $3 ->> 'type');
 	END IF;
