@@ -419,12 +419,10 @@ BEGIN
 	END IF;
 	SELECT * INTO commands FROM migrate._command_targets($1, remote_user);
 	RETURN QUERY SELECT 'large_objects', srv, 'fail',
-		format('%s%s on the source %s not moved%s', CASE n WHEN 1000000 THEN 'at least ' ELSE '' END,
+		format('%s%s on the source %s not moved%s; accept it when they will be moved, or are not wanted', CASE n WHEN 1000000 THEN 'at least ' ELSE '' END,
 			   CASE n WHEN 1 THEN 'a large object' ELSE n || ' large objects' END,
 			   CASE n WHEN 1 THEN 'is' ELSE 'are' END, coalesce('; columns that may refer to them: ' || columns, '')),
-		format('pg_dump %s -Fc -b --data-only -T ''*.*'' | pg_restore %s # when nothing changes them any more; take note with migrate_accept(%s)',
-			   commands.source, commands.here,
-			   concat_ws(', ', quote_literal($1.job), quote_literal('large_objects'), quote_literal(srv), '''...'''));
+		format('pg_dump %s -Fc -b --data-only -T ''*.*'' | pg_restore %s', commands.source, commands.here);
 END
 $$;
 COMMENT ON FUNCTION migrate._large_objects(migrate.job) IS
