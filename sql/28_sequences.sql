@@ -26,59 +26,55 @@ AS $$
 		   (r ->> 'extension')::boolean, (r ->> 'owner')::jsonb, coalesce((r ->> 'users')::jsonb, '[]'),
 		   (r ->> 'readable')::boolean, (r ->> 'value')::bigint, r ->> 'role'
 	FROM migrate._remote_query($1, format($q$
+		WITH col(seq, rel, num, deptype) AS MATERIALIZED (
+			SELECT x.seq, x.rel, x.num, max(x.deptype)
+			FROM (SELECT d.refobjid, ad.adrelid, ad.adnum, NULL::text
+				  FROM pg_depend d
+				  JOIN pg_sequence q ON q.seqrelid = d.refobjid
+				  JOIN pg_attrdef ad ON ad.oid = d.objid
+				  WHERE d.classid = 'pg_attrdef'::regclass AND d.refclassid = 'pg_class'::regclass
+				  UNION ALL
+				  SELECT d.objid, d.refobjid, d.refobjsubid, d.deptype::text
+				  FROM pg_depend d
+				  JOIN pg_sequence q ON q.seqrelid = d.objid
+				  WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+					AND d.deptype IN ('a', 'i')) x(seq, rel, num, deptype)
+			GROUP BY x.seq, x.rel, x.num
+		), used AS MATERIALIZED (
+			SELECT col.seq, max(col.deptype) AS deptype, bool_or(tn.nspname = %1$L) AS near,
+				   json_agg(json_build_array(tn.nspname, t.relname, a.attname))
+						FILTER (WHERE col.deptype IS NOT NULL) -> 0 AS owner,
+				   json_agg(json_build_object('schema', tn.nspname, 'table', t.relname, 'column', a.attname,
+											  'root_schema', rn.nspname, 'root', r.relname)
+							ORDER BY tn.nspname, t.relname, a.attnum) AS users
+			FROM col
+			JOIN pg_class t ON t.oid = col.rel
+			JOIN pg_namespace tn ON tn.oid = t.relnamespace
+			JOIN pg_attribute a ON a.attrelid = col.rel AND a.attnum = col.num
+			JOIN pg_class r ON r.oid = CASE WHEN t.relispartition THEN pg_partition_root(t.oid) ELSE t.oid END
+			JOIN pg_namespace rn ON rn.oid = r.relnamespace
+			GROUP BY col.seq
+		)
 		SELECT n.nspname AS schema, c.relname AS name, c.oid::regclass AS full_name,
 			   format_type(s.seqtypid, NULL) AS type, s.seqincrement AS increment, s.seqmin AS min, s.seqmax AS max,
 			   s.seqstart AS start, s.seqcache AS cache, s.seqcycle AS cycle, c.relpersistence AS persistence,
 			   obj_description(c.oid, 'pg_class') AS comment,
-			   coalesce(o.deptype = 'i', false) AS identity,
+			   coalesce(u.deptype = 'i', false) AS identity,
 			   EXISTS (SELECT FROM pg_depend d
 					   WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e') AS extension,
-			   o.owner, u.users,
+			   u.owner, u.users,
 			   x.readable, CASE WHEN x.readable THEN pg_sequence_last_value(c.oid) END AS value,
 			   current_user AS role
 		FROM pg_sequence s
 		JOIN pg_class c ON c.oid = s.seqrelid
 		JOIN pg_namespace n ON n.oid = c.relnamespace
+		LEFT JOIN used u ON u.seq = c.oid
 		CROSS JOIN LATERAL (
 			SELECT has_schema_privilege(n.oid, 'USAGE') AND has_sequence_privilege(c.oid, 'SELECT')
 				   -- on a standby there is no such thing
 				   AND NOT (c.relpersistence = 'u' AND pg_is_in_recovery()) AS readable) x
-		LEFT JOIN LATERAL (
-			SELECT d.deptype, json_build_array(tn.nspname, t.relname, a.attname) AS owner
-			FROM pg_depend d
-			JOIN pg_class t ON t.oid = d.refobjid
-			JOIN pg_namespace tn ON tn.oid = t.relnamespace
-			JOIN pg_attribute a ON a.attrelid = t.oid AND a.attnum = d.refobjsubid
-			WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-			  AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
-			LIMIT 1) o ON true
-		CROSS JOIN LATERAL (
-			SELECT json_agg(json_build_object('schema', tn.nspname, 'table', t.relname, 'column', a.attname,
-											  'root_schema', rn.nspname, 'root', r.relname)
-							ORDER BY tn.nspname, t.relname, a.attnum) AS users
-			FROM (SELECT ad.adrelid, ad.adnum
-				  FROM pg_depend d JOIN pg_attrdef ad ON ad.oid = d.objid
-				  WHERE d.classid = 'pg_attrdef'::regclass
-					AND d.refclassid = 'pg_class'::regclass AND d.refobjid = c.oid
-				  UNION
-				  SELECT d.refobjid, d.refobjsubid
-				  FROM pg_depend d
-				  WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid
-					AND d.refclassid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')) col(rel, num)
-			JOIN pg_class t ON t.oid = col.rel
-			JOIN pg_namespace tn ON tn.oid = t.relnamespace
-			JOIN pg_attribute a ON a.attrelid = col.rel AND a.attnum = col.num
-			JOIN pg_class r ON r.oid = CASE WHEN t.relispartition THEN pg_partition_root(t.oid) ELSE t.oid END
-			JOIN pg_namespace rn ON rn.oid = r.relnamespace) u
 		WHERE c.relpersistence <> 't' AND n.nspname NOT IN ('pg_catalog', 'information_schema')
-		  AND (%1$L IS NULL OR n.nspname = %1$L
-			   OR c.oid IN (SELECT d.refobjid
-							FROM pg_depend d
-							JOIN pg_attrdef ad ON ad.oid = d.objid
-							JOIN pg_class t ON t.oid = ad.adrelid
-							JOIN pg_namespace tn ON tn.oid = t.relnamespace
-							WHERE d.classid = 'pg_attrdef'::regclass
-							  AND d.refclassid = 'pg_class'::regclass AND tn.nspname = %1$L))
+		  AND (%1$L IS NULL OR n.nspname = %1$L OR u.near)
 		ORDER BY n.nspname, c.relname
 	$q$, $2)) AS r
 $$;
@@ -258,7 +254,7 @@ BEGIN
 		FROM migrate._remote_sequences($1.server, $2) s
 		JOIN migrate.made_object m ON m.job_id = $1.job_id AND m.kind = 'sequence'
 			AND m.object = migrate._sequence_target($1, s.schema, s.name)
-		JOIN pg_class q ON q.oid = to_regclass(m.object) AND q.relkind = 'S'
+		JOIN pg_class q ON q.oid = migrate._sequence_oid(m.object)
 		JOIN migrate.made_relation r ON r.job_id = $1.job_id
 			AND r.remote_schema = s.owner ->> 0 AND r.remote_table = s.owner ->> 1
 		JOIN pg_class t ON t.oid = r.target_oid AND t.relnamespace = q.relnamespace AND t.relowner = q.relowner
@@ -276,6 +272,18 @@ $$;
 COMMENT ON FUNCTION migrate._own_sequences(migrate.job, text, text) IS
 'sets OWNED BY of the sequences that the job made, to columns of tables that it made, as on the source';
 
+/* to_regclass() refuses schemas that the caller may not use. */
+CREATE FUNCTION migrate._sequence_oid(full_name text) RETURNS oid
+LANGUAGE sql STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT c.oid
+	FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	WHERE n.nspname = (parse_ident($1))[1] AND c.relname = (parse_ident($1))[2] AND c.relkind = 'S'
+$$;
+COMMENT ON FUNCTION migrate._sequence_oid(text) IS
+'the sequence of a quoted and qualified name, null when there is none';
+
 /*
  * Which sequences here follow which of the source: those of schemas taken as a
  * whole and those that the job made, by name; and those of columns that a
@@ -291,10 +299,10 @@ AS $$
 	WITH source AS MATERIALIZED (
 		SELECT * FROM migrate._remote_sequences($1.server)
 	), made AS MATERIALIZED (
-		SELECT to_regclass(o.object)::oid AS oid, o.object FROM migrate.made_object o
+		SELECT migrate._sequence_oid(o.object) AS oid, o.object FROM migrate.made_object o
 		WHERE o.job_id = $1.job_id AND o.kind = 'sequence'
 	), by_name AS (
-		SELECT s.full_name, to_regclass(migrate._sequence_target($1, s.schema, s.name))::oid AS oid
+		SELECT s.full_name, migrate._sequence_oid(migrate._sequence_target($1, s.schema, s.name)) AS oid
 		FROM source s
 		WHERE NOT s.identity AND NOT s.extension
 		  AND (EXISTS (SELECT FROM migrate.job_schema c
@@ -329,10 +337,12 @@ AS $$
 			FROM pg_depend d
 			WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = a.attrelid AND d.refobjsubid = a.attnum
 			  AND d.classid = 'pg_class'::regclass AND d.deptype IN ('a', 'i')
+			  AND EXISTS (SELECT FROM pg_sequence q WHERE q.seqrelid = d.objid)
 			UNION ALL
 			SELECT d.refobjid, false
 			FROM pg_attrdef ad
 			JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = ad.oid
+			JOIN pg_sequence q ON q.seqrelid = d.refobjid
 			WHERE ad.adrelid = a.attrelid AND ad.adnum = a.attnum
 			  AND d.refclassid = 'pg_class'::regclass AND d.deptype = 'n') d
 	)
@@ -341,7 +351,7 @@ AS $$
 		  UNION ALL
 		  SELECT c.full_name, c.oid, c.made FROM by_column c) p
 	JOIN source s ON s.full_name = p.full_name
-	JOIN pg_class q ON q.oid = p.oid AND q.relkind = 'S'
+	WHERE p.oid IS NOT NULL
 	GROUP BY p.oid, s.full_name, s.increment, s.readable, s.last_value, s.role
 	ORDER BY s.full_name, p.oid
 $$;
@@ -463,8 +473,12 @@ BEGIN
 			WHEN insufficient_privilege THEN
 				state := coalesce(state, SQLSTATE);
 				wrong := wrong || SQLERRM;
-				remedy := remedy || format('GRANT SELECT, UPDATE ON SEQUENCE %s TO %s;',
-										   migrate._name_of(p.sequence), current_user::regrole);
+				remedy := remedy
+						  || ARRAY(SELECT format('GRANT USAGE ON SCHEMA %I TO %s;', n.nspname, current_user::regrole)
+								   FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+								   WHERE c.oid = p.sequence AND NOT has_schema_privilege(n.oid, 'USAGE'))
+						  || format('GRANT SELECT, UPDATE ON SEQUENCE %s TO %s;',
+									migrate._name_of(p.sequence), current_user::regrole);
 		END;
 	END LOOP;
 	-- the others keep what they got: setval is not undone
