@@ -203,6 +203,8 @@ CREATE SEQUENCE seq.down INCREMENT -2 MAXVALUE 100 MINVALUE -100;
 CREATE UNLOGGED SEQUENCE seq.unlogged;
 CREATE SEQUENCE seq."Rénamed";
 CREATE SEQUENCE seq.skipped;
+CREATE SEQUENCE seq."it's \ odd";
+CREATE DOMAIN seq2.draws AS bigint DEFAULT nextval('seq."Rénamed"') + nextval('seq."it''s \ odd"');
 CREATE SEQUENCE seq2.shared;
 CREATE TABLE seq.t (id serial, big bigserial, ident int GENERATED ALWAYS AS IDENTITY (START 50), s int DEFAULT nextval('seq2.shared'));
 CREATE TABLE seq.skipped_too (id serial, other int DEFAULT nextval('seq.t_big_seq'));
@@ -220,6 +222,9 @@ CREATE FUNCTION regress_types.target(source text, name text) RETURNS text LANGUA
 	AS $$ SELECT migrate._sequence_target(j, $1, $2) FROM migrate.job j WHERE job = 'zoo' $$;
 INSERT INTO migrate.job_schema (job_id, source_schema, target_schema, exclude, rename, search_path)
 	VALUES (:job, 'seq', 'sëq', '{skipped*}', '{"Rénamed": "named \"anew\""}', '');
+-- what a type draws from comes with it, and has its name here in the default
+SELECT migrate._import_schema_types(:job, :src, 'seq2');
+\dD seq2.*
 SELECT regress_types.import('seq', 'sëq', NULL, '{skipped*}');
 SELECT kind, object FROM migrate.made_object WHERE job_id = :job AND object ~ '^"?s.q' ORDER BY object_id;
 SELECT regress_types.import('seq', 'sëq', NULL, '{skipped*}');
