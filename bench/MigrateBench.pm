@@ -51,7 +51,8 @@ sub new
 }
 
 # A server with settings that leave the disk out of the race as far as can be:
-# nothing is synced, and no checkpoint falls due in the middle of a run.
+# nothing is synced, no checkpoint falls due in the middle of a run, and WAL goes
+# into files that are there already, as on a server that has run for a while.
 sub serve
 {
 	my ($self, $name, $conf) = @_;
@@ -59,8 +60,8 @@ sub serve
 	my %conf = (
 		listen_addresses => "''", unix_socket_directories => "'$self->{work}/tmp'",
 		port => $self->{port}{$name}, fsync => 'off', full_page_writes => 'off',
-		synchronous_commit => 'off', shared_buffers => "'1GB'", max_wal_size => "'32GB'",
-		checkpoint_timeout => "'1h'", autovacuum => 'off', wal_level => 'logical',
+		synchronous_commit => 'off', shared_buffers => "'1GB'", max_wal_size => "'16GB'",
+		min_wal_size => "'8GB'", checkpoint_timeout => "'1h'", autovacuum => 'off', wal_level => 'logical',
 		maintenance_work_mem => "'256MB'", max_worker_processes => 16,
 		dynamic_shared_memory_type => 'mmap', max_locks_per_transaction => 1024,
 		%$conf);

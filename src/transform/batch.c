@@ -48,6 +48,9 @@ typedef enum RowForm
 
 #define FORM_SHORT_BYTES (1024 * 1024)
 
+/* block of memory for tuples */
+#define TUPLE_MEMORY ((Size) 2 * 1024 * 1024)
+
 /*
  * The row type of a batch: the source row's columns, then the ordinal.
  */
@@ -105,8 +108,10 @@ migrate_batch_straight(MigrateBatch *batch, const MigrateStraight *straight)
 {
 	Assert(batch->nrows == 0 && batch->store == NULL);
 	batch->straight = straight;
-	batch->tuple_cxt = AllocSetContextCreate(batch->mcxt, "migrate batch tuples",
-											 ALLOCSET_DEFAULT_SIZES);
+
+	/* what a usual batch needs is kept: fresh memory costs page faults */
+	batch->tuple_cxt = GenerationContextCreate(batch->mcxt, "migrate batch tuples",
+											   TUPLE_MEMORY, TUPLE_MEMORY, TUPLE_MEMORY);
 }
 
 /* Append a row as a tuple of the target. */
