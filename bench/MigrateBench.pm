@@ -60,7 +60,7 @@ sub serve
 	my %conf = (
 		listen_addresses => "''", unix_socket_directories => "'$self->{work}/tmp'",
 		port => $self->{port}{$name}, fsync => 'off', full_page_writes => 'off',
-		synchronous_commit => 'off', shared_buffers => "'1GB'", max_wal_size => "'16GB'",
+		synchronous_commit => 'off', shared_buffers => "'4GB'", max_wal_size => "'16GB'",
 		min_wal_size => "'8GB'", checkpoint_timeout => "'1h'", autovacuum => 'off', wal_level => 'logical',
 		maintenance_work_mem => "'256MB'", max_worker_processes => 16,
 		dynamic_shared_memory_type => 'mmap', max_locks_per_transaction => 1024,

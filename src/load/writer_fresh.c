@@ -21,6 +21,7 @@
 #include "load/load.h"
 
 #include "access/heapam.h"
+#include "access/hio.h"
 #include "access/htup_details.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -39,6 +40,7 @@
 #include "parser/parse_node.h"
 #include "parser/parse_relation.h"
 #include "parser/parser.h"
+#include "storage/bufmgr.h"
 #include "rewrite/rewriteHandler.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -247,6 +249,27 @@ migrate_fresh_possible(MigrateWriter *writer)
  * an attempt
  * ----------------------------------------------------------------
  */
+
+/*
+ * Core's bulk inserts go through a small ring of buffers, so as not to push
+ * everything else out, and have to write every page themselves.  As long as the
+ * table is less than a quarter of the buffers, core's own limit for scans
+ * (heapam.c, initscan), there is room, and the index builds that follow find
+ * its pages there.
+ */
+static BulkInsertState
+bulk_insert_state(Relation rel)
+{
+	BulkInsertState bistate = GetBulkInsertState();
+
+	if (RelationGetNumberOfBlocks(rel) < NBuffers / 4)
+	{
+		FreeAccessStrategy(bistate->strategy);
+		bistate->strategy = NULL;
+	}
+	return bistate;
+}
+
 static void
 fresh_begin(MigrateWriter *writer)
 {
@@ -270,7 +293,7 @@ fresh_begin(MigrateWriter *writer)
 	if (plan->owns)
 		state->owns = ExecInitExpr(plan->owns, NULL);
 	MemoryContextSwitchTo(old);
-	state->bistate = GetBulkInsertState();
+	state->bistate = bulk_insert_state(writer->rel);
 	state->flush_cxt = AllocSetContextCreate(writer->attempt, "migrate flush",
 											 ALLOCSET_DEFAULT_SIZES);
 }
