@@ -107,7 +107,7 @@ AS $$
 		SELECT n.oid, n.nspname FROM pg_namespace n WHERE n.nspname = ANY (%1$L::text[])
 	), rel AS (
 		SELECT c.oid, n.nspname, c.relname, c.relrowsecurity, c.relforcerowsecurity
-		FROM unnest(%2$L::text[], %3$L::text[]) w(s, t)
+		FROM (SELECT DISTINCT * FROM unnest(%2$L::text[], %3$L::text[]) u(s, t)) w
 		JOIN pg_namespace n ON n.nspname = w.s
 		JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.t
 	), base AS (
@@ -446,7 +446,7 @@ DECLARE
 BEGIN
 	schemas := ARRAY(SELECT DISTINCT k.source_schema FROM migrate.job_schema k WHERE k.job_id = $1.job_id ORDER BY 1);
 	SELECT coalesce(array_agg(m.remote_schema), '{}'), coalesce(array_agg(m.remote_table), '{}') INTO a, b
-	FROM migrate._moved_tables($1) m;
+	FROM (SELECT DISTINCT t.remote_schema, t.remote_table FROM migrate._moved_tables($1) t) m;
 	IF a = '{}' AND schemas = '{}' THEN
 		RETURN;
 	END IF;
@@ -579,7 +579,7 @@ DECLARE
 	there	jsonb;
 BEGIN
 	SELECT coalesce(array_agg(m.remote_schema), '{}'), coalesce(array_agg(m.remote_table), '{}') INTO a, b
-	FROM migrate._moved_tables($1) m;
+	FROM (SELECT DISTINCT t.remote_schema, t.remote_table FROM migrate._moved_tables($1) t) m;
 	IF a = '{}' AND NOT wide THEN
 		RETURN;
 	END IF;

@@ -608,8 +608,9 @@ BEGIN
 					WHEN t.partition OR t.extension THEN t.name = ANY (k.include)
 					ELSE migrate._matches(t.name, k.include) END)
 		  AND NOT migrate._matches(t.name, coalesce(k.exclude, '{}'))
-		  AND NOT EXISTS (SELECT FROM migrate.source_table s
-						  WHERE s.job_id = $1.job_id AND s.remote_schema = k.source_schema AND s.remote_table = t.name)
+		  -- another job on the server may have it
+		  AND NOT EXISTS (SELECT FROM migrate.source_table s JOIN migrate.job o USING (job_id)
+						  WHERE o.server = $1.server AND s.remote_schema = k.source_schema AND s.remote_table = t.name)
 		  AND NOT EXISTS (SELECT FROM migrate.made_relation r
 						  WHERE r.job_id = $1.job_id AND r.remote_schema = k.source_schema AND r.remote_table = t.name);
 		CONTINUE WHEN names IS NULL;
