@@ -74,6 +74,10 @@ BEGIN
 				  HINT = 'Add some with migrate_add_table or migrate_add_schema.';
 	END IF;
 	PERFORM migrate._require_preflight(job);
+	IF r.state = 'defined' THEN
+		-- options may have changed, and the source, since it was planned
+		PERFORM migrate._plan_steps(r);
+	END IF;
 	IF r.state = 'cancelled' THEN
 		PERFORM migrate._set_state(r.job_id, CASE r.resume_state
 			WHEN 'copied' THEN 'copying' WHEN 'copying' THEN 'copying'
