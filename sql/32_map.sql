@@ -429,8 +429,8 @@ BEGIN
 	WHERE c.oid = $3
 	  AND NOT EXISTS (SELECT FROM pg_class x WHERE x.relnamespace = c.relnamespace
 											   AND x.relname = key ->> 'name');
-	INSERT INTO migrate.post_step (job_id, mapping_id, kind, object, ddl)
-	VALUES ($1.job_id, $2, 'primary key', migrate._name_of($3),
+	INSERT INTO migrate.post_step (job_id, mapping_id, target_oid, relation, kind, object, phase, ddl)
+	VALUES ($1.job_id, $2, $3, migrate._name_of($3), 'key', migrate._name_of($3), 10,
 			format('ALTER TABLE %s ADD%s %s', migrate._name_of($3), coalesce(name, ''), body));
 END
 $$;

@@ -394,7 +394,7 @@ BEGIN
 				RETURN QUERY SELECT 'key_map', m.target, 'fail', format('the mapping does not give the key column(s) %s', list),
 					'Give them in columns or in the mapping function''s row.';
 			END IF;
-			IF NOT EXISTS (SELECT FROM migrate.post_step p WHERE p.mapping_id = m.mapping_id AND p.kind = 'primary key' AND p.state <> 'done')
+			IF NOT EXISTS (SELECT FROM migrate.post_step p WHERE p.mapping_id = m.mapping_id AND p.kind = 'key' AND p.state <> 'done')
 				AND NOT EXISTS (
 					SELECT FROM pg_index i
 					CROSS JOIN LATERAL (SELECT array_agg(a.attname::text ORDER BY o.pos) AS cols

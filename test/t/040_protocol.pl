@@ -191,8 +191,8 @@ foreach my $how (
 		CREATE TABLE p10.collide (id int, v int);
 		SELECT migrate_import('p10b', 'public', 'p10b', include => '{p10b}');
 		SELECT migrate_add_table('p10b', 'public.p10b', 'p10.collide', columns => '{"id": "id - (id % 500 = 1)::int"}');
-		INSERT INTO migrate.post_step (job_id, mapping_id, kind, object, ddl)
-			SELECT job_id, mapping_id, 'primary key', 'collide_pkey', 'ALTER TABLE p10.collide ADD CONSTRAINT collide_pkey PRIMARY KEY (id)'
+		INSERT INTO migrate.post_step (job_id, mapping_id, target_oid, relation, kind, phase, object, ddl)
+			SELECT job_id, mapping_id, target_oid, target, 'key', 10, 'collide_pkey', 'CREATE UNIQUE INDEX collide_pkey ON p10.collide (id)'
 			FROM migrate.mapping WHERE target = 'p10.collide';
 		SELECT migrate_accept('p10b', check_name, object, 'no index in this test') FROM migrate_preflight('p10b') WHERE status = 'fail';
 		SELECT migrate_start('p10b')});
