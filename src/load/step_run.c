@@ -346,7 +346,8 @@ work(StepRun *run)
 		edata = guarded(run_vacuum, run);
 		return edata ? edata : guarded(record_vacuum, run);
 	}
-	if (run->step->has_doubles)
+	/* one that has failed before and is tried again may not be over columns */
+	if (run->step->has_doubles && migrate_key_columns(run->step->ddl) != NIL)
 		edata = guarded(resolve_doubles, run);
 	return edata ? edata : guarded(build, run);
 }
