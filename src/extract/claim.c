@@ -129,24 +129,6 @@ claim_given_back(MigrateJob *job, MemoryContext mcxt)
  */
 
 /*
- * The tables of a job that has just been planned have no statistics, and the
- * planner would sort all leaves: it shall read them in the index's order.
- */
-static int
-follow_index_order(void)
-{
-	int			level = NewGUCNestLevel();
-
-	(void) set_config_option("enable_sort", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	return level;
-}
-
-/*
  * Lock the largest leaf that is not cut up yet.  Sizes are those of the plan,
  * so that the order is an index's and a claim costs the same however many
  * leaves there are.
@@ -156,7 +138,7 @@ lock_leaf(MigrateJob *job, bool wait)
 {
 	Oid			types[] = {INT4OID};
 	Datum		values[] = {Int32GetDatum(job->job_id)};
-	int			level = follow_index_order();
+	int			level = migrate_follow_index_order();
 	Leaf	   *leaf;
 	Datum		value;
 	bool		isnull;
