@@ -108,6 +108,7 @@ typedef struct MigrateSource
 	Oid			foreign_table;
 	char	   *remote_schema;	/* NULL where the wrapper has none */
 	char	   *remote_table;
+	bool		only_parent;	/* without the tables that inherit from it */
 	char		transport;		/* 'c' copy, 'f' fdw */
 	char		method;			/* 'b' block, 'k' key, 'w' whole */
 	bool		binary;
@@ -121,6 +122,7 @@ typedef struct MigrateSource
 	 * foreign table; what mapping functions take, without dropped columns.
 	 */
 	TupleDesc	rowdesc;
+	char	   *refetched;		/* of load/refetch.c */
 } MigrateSource;
 
 extern MigrateSource *migrate_source_load(int source_id);
@@ -169,14 +171,46 @@ pg_noreturn extern void migrate_report_remote_error(struct pg_result *res,
 extern bool migrate_server_is_postgres(Oid server);
 
 /* ----------------------------------------------------------------
+ * in extract/fingerprint.c: what the source says of a source table (P2)
+ * ----------------------------------------------------------------
+ */
+
+/* the table itself, a partition or child of it at any depth, on the source */
+typedef struct MigrateRelation
+{
+	Oid			oid;
+	char		relkind;
+	char	   *name;			/* quoted and qualified */
+	Oid			filenode;		/* 0: no storage */
+	int64		blocks;			/* 0 unless a table or materialized view */
+	double		reltuples;
+	bool		readable;
+	bool		is_root;
+	bool		heap;			/* can be read by block ranges */
+	char	   *fingerprint;
+	char	   *missing;		/* read columns that it has not; NULL: none */
+} MigrateRelation;
+
+extern void migrate_tree_values(StringInfo buf, int id, MigrateSource *src);
+extern char *migrate_tree_query(const char *values, int version, bool sizes);
+extern char *migrate_tree_digest_query(const char *values, int version);
+extern char *migrate_tree_fingerprint(List *relations);
+extern char *migrate_fingerprint_change(const char *planned, const char *now,
+										const char *missing, bool other);
+extern bool migrate_fingerprint_altered(const char *planned, const char *now);
+extern void migrate_fingerprint_unread(const char *planned, const char *now,
+									   int *after, int *added, int *dropped);
+
+/* ----------------------------------------------------------------
  * in extract/plan.c: parts and chunks
  * ----------------------------------------------------------------
  */
 typedef struct MigrateRange
 {
-	char	   *relation;		/* quoted, on the source */
+	char	   *relation;		/* quoted, on the source; NULL: the table */
 	Oid			remote_oid;		/* 0 when not known */
 	Oid			remote_filenode;
+	char	   *fingerprint;	/* P2: when it was planned; NULL: not known */
 	/* blocks [block_lo, block_hi); -1 is an open end */
 	int64		block_lo;
 	int64		block_hi;
@@ -186,6 +220,8 @@ typedef struct MigrateRange
 	/* keys [key_lo, key_hi) in text form, NULL is an open end */
 	char	  **key_lo;
 	char	  **key_hi;
+	/* rows of this key only, nkeys elements, NULL is null; NULL: not asked */
+	char	  **key_at;
 } MigrateRange;
 
 typedef struct MigrateChunk
@@ -230,6 +266,7 @@ typedef struct MigrateSourceTxn
 	XLogRecPtr	insert_lsn;		/* read after the snapshot, 0 if unknown */
 	bool		in_recovery;	/* the source is a standby */
 	bool		rewritten;		/* P1: table is not the one that was planned */
+	char	   *drift;			/* P2: what else has changed, see snapshot.c */
 	bool		durable;		/* P4: nothing to wait for */
 } MigrateSourceTxn;
 
@@ -510,6 +547,14 @@ typedef struct MigrateAsOwner
 extern void migrate_as_owner(Oid owner, MigrateAsOwner *as);
 extern void migrate_as_caller(MigrateAsOwner *as);
 
+/*
+ * load/target.c: a target's name for statements other than INSERT, with ONLY
+ * where tables that inherit from it are no part of it.  only_parent is that of
+ * the source which fills it.
+ */
+extern bool migrate_target_is_only(Oid target, bool only_parent);
+extern char *migrate_target_name(Oid target, bool only_parent);
+
 /* ----------------------------------------------------------------
  * in control/shmem.c: live counters, rate limits, wake-ups
  *
@@ -600,6 +645,18 @@ extern void migrate_worker_count(int64 rows, int64 bytes, int64 dead);
 /* control/throttle.c: account for what was read and wait while it is too
  * much; interruptible.  Between batches. */
 extern void migrate_throttle(int64 rows, int64 bytes);
+
+/* set by whoever throws to give a chunk up without calling it an error */
+extern bool migrate_abandoned;
+
+/* control/drift.c: the job shall pause since a source table is not what was
+ * planned (P2); in a transaction.  "what" is a clause that names the table. */
+extern void migrate_drift_pause(MigrateJob *job, List *source_ids, const char *what);
+
+/* P2 before source tables are read as a whole: 55000 when one has changed
+ * since it was planned.  conn NULL: those read by wrappers only. */
+extern void migrate_drift_refuse(MigrateJob *job, List *source_ids,
+								 MigrateConn *conn);
 
 /* control/event.c */
 extern void migrate_event(int job_id, const char *level, const char *kind,

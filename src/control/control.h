@@ -148,9 +148,6 @@ extern MigrateLoader *migrate_loader_create(int job_id);
 extern MigrateStep migrate_loader_step(MigrateLoader *loader);
 extern void migrate_loader_disconnect(MigrateLoader *loader);
 
-/* set by whoever throws to give a chunk up without calling it an error */
-extern bool migrate_abandoned;
-
 /* ----------------------------------------------------------------
  * in loaders.c: the job worker's view of its loaders
  * ----------------------------------------------------------------
@@ -174,6 +171,18 @@ extern void migrate_job_worker_glance(void);
  * ----------------------------------------------------------------
  */
 extern bool migrate_replan(MigrateJob *job);
+
+/* ----------------------------------------------------------------
+ * in drift.c: P2, what the source changes without saying so
+ * ----------------------------------------------------------------
+ */
+
+/* Outside a transaction; true: the job is to pause.  final: look now, and
+ * throw if that is not possible; else every few seconds, without waiting. */
+extern bool migrate_drift_found(MigrateJob *job, bool final);
+
+/* Sources were planned: compare anew. */
+extern void migrate_drift_forget(void);
 
 /* ----------------------------------------------------------------
  * in budget.c: how many dead letters are too many

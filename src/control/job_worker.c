@@ -333,6 +333,7 @@ plan(MigrateJob *job)
 	MemoryContextSwitchTo(me.cxt);
 	migrate_plan_sources(job, me.conn, 0);
 	CommitTransactionCommand();
+	migrate_drift_forget();
 	if (strcmp(job->throttle_side, "source") != 0 || job->throttle_query[0] == '\0')
 		drop_connection();
 }
@@ -487,7 +488,7 @@ turn_copy(MigrateJob *job)
 		migrate_wake_loaders();
 	}
 	watch_progress();
-	if (over_budget(job))
+	if (over_budget(job) || migrate_drift_found(job, false))
 		return TURN_AGAIN;		/* the wish is now to pause */
 	if (migrate_trouble_verdict(job, me.last_progress, &verdict))
 	{
@@ -498,6 +499,8 @@ turn_copy(MigrateJob *job)
 	{
 		/* the loaders go on with the steps */
 		migrate_loader_disconnect(me.loader);
+		if (migrate_drift_found(job, true))
+			return TURN_AGAIN;
 		change_state("indexing", NULL);
 		migrate_wake_loaders();
 		return TURN_AGAIN;

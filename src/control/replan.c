@@ -49,13 +49,14 @@ exec_for_int(const char *sql, int arg, int expected)
 
 /*
  * TRUNCATE where it does the same as DELETE of all rows: a plain or
- * partitioned table that no other references.
+ * partitioned table that no other references.  only: without the tables that
+ * inherit from it, which else are left alone by deleting.
  */
 static bool
-may_truncate(Oid target)
+may_truncate(Oid target, bool only)
 {
-	Oid			type = OIDOID;
-	Datum		arg = ObjectIdGetDatum(target);
+	Oid			types[] = {OIDOID, BOOLOID};
+	Datum		values[] = {ObjectIdGetDatum(target), BoolGetDatum(only)};
 	char		relkind = get_rel_relkind(target);
 
 	if (relkind != RELKIND_RELATION && relkind != RELKIND_PARTITIONED_TABLE)
@@ -66,8 +67,8 @@ may_truncate(Oid target)
 					 " WHERE contype = 'f' AND confrelid = $1 AND conrelid <> $1"
 					 " UNION ALL SELECT FROM pg_catalog.pg_inherits i"
 					 " JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid"
-					 " WHERE i.inhparent = $1 AND NOT c.relispartition LIMIT 1",
-					 1, &type, &arg, NULL, SPI_OK_SELECT);
+					 " WHERE i.inhparent = $1 AND NOT c.relispartition AND NOT $2 LIMIT 1",
+					 2, types, values, NULL, SPI_OK_SELECT);
 	return SPI_processed == 0;
 }
 
@@ -78,25 +79,29 @@ may_truncate(Oid target)
  * left behind.
  */
 static void
-clear_target(Oid target, const char *owns, const char *search_path, int lock_timeout_ms)
+clear_target(Oid target, const char *owns, const char *search_path, bool only_parent,
+			 int lock_timeout_ms)
 {
 	int			nest = NewGUCNestLevel();
 	char	   *name;
+	bool		only;
 
 	if (get_rel_name(target) == NULL)
 		return;					/* dropped; the writer will say so */
 	name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(target)),
 									  get_rel_name(target));
+	only = migrate_target_is_only(target, only_parent);
 	set_locally("lock_timeout", psprintf("%d", lock_timeout_ms), PGC_USERSET);
 	set_locally("row_security", "off", PGC_USERSET);
 	set_locally("search_path", search_path, PGC_USERSET);
 	if (migrate_owns_relation(target, GetUserId()))
 		set_locally("session_replication_role", "replica", PGC_SUSET);
 	if (owns)
-		migrate_spi_exec(psprintf("DELETE FROM %s WHERE (%s\n)", name, owns),
+		migrate_spi_exec(psprintf("DELETE FROM %s%s WHERE (%s\n)", only ? "ONLY " : "",
+								  name, owns),
 						 0, NULL, NULL, NULL, SPI_OK_DELETE);
-	else if (may_truncate(target))
-		migrate_spi_exec(psprintf("TRUNCATE %s", name),
+	else if (may_truncate(target, only))
+		migrate_spi_exec(psprintf("TRUNCATE %s%s", only ? "ONLY " : "", name),
 						 0, NULL, NULL, NULL, SPI_OK_UTILITY);
 	else
 		migrate_spi_exec(psprintf("DELETE FROM %s%s",
@@ -117,8 +122,9 @@ clear_targets(MigrateJob *job, int source_id)
 				 source_id, SPI_OK_SELECT);
 	if (SPI_processed == 0)
 		return;
-	exec_for_int("SELECT target_oid, owns, search_path FROM migrate.mapping"
-				 " WHERE source_id = $1 ORDER BY mapping_id", source_id, SPI_OK_SELECT);
+	exec_for_int("SELECT m.target_oid, m.owns, m.search_path, s.only_parent"
+				 " FROM migrate.mapping m JOIN migrate.source_table s USING (source_id)"
+				 " WHERE m.source_id = $1 ORDER BY m.mapping_id", source_id, SPI_OK_SELECT);
 	table = SPI_tuptable;
 	n = SPI_processed;
 	for (uint64 i = 0; i < n; i++)
@@ -128,6 +134,7 @@ clear_targets(MigrateJob *job, int source_id)
 		clear_target((Oid) pg_strtoint64(SPI_getvalue(table->vals[i], table->tupdesc, 1)),
 					 owns && owns[0] ? owns : NULL,
 					 SPI_getvalue(table->vals[i], table->tupdesc, 3),
+					 SPI_getvalue(table->vals[i], table->tupdesc, 4)[0] == 't',
 					 job->lock_timeout_ms);
 	}
 }

@@ -138,7 +138,7 @@ refuse_hopeless(JobNow *now, const char *job, const char *state)
 				 errmsg("job \"%s\" is paused in state \"%s\" while waiting for state \"%s\"",
 						job, now->state, state),
 				 errdetail_internal("%s", now->pause_reason),
-				 errhint("Raise the limit with migrate_alter_job, or replay or discard dead letters; then use migrate_resume.")));
+				 errhint("Do what the reason says; of a limit: raise it with migrate_alter_job, or replay or discard dead letters. Then use migrate_resume.")));
 	if (migrate_wish_pending(now->job_id))
 		ereport(ERROR,
 				(errcode(ERRCODE_ACTIVE_SQL_TRANSACTION),
