@@ -313,11 +313,33 @@ typedef struct MigrateBatch
 	int			max_kb;			/* beyond it spills to disk; work_mem at first */
 	struct ResourceOwnerData *owner;	/* of the file that it spills to */
 	MemoryContext mcxt;
+
+	/*
+	 * Straight (migrate_batch_straight): rows are held as tuples of the one
+	 * target, which a writer may take as they are.  The store is made from
+	 * them only when something else is wanted of the batch.
+	 */
+	const struct MigrateStraight *straight; /* NULL: not so */
+	struct HeapTupleData **tuples;
+	int64		max_tuples;		/* room in tuples */
+	MemoryContext tuple_cxt;
 } MigrateBatch;
+
+/*
+ * A mapping that gives every source column, as it is, to a target column of the
+ * same type, and nothing else.
+ */
+typedef struct MigrateStraight
+{
+	TupleDesc	desc;			/* of the target */
+	int		   *columns;		/* target attribute -> source column, from 0 */
+} MigrateStraight;
 
 extern MigrateBatch *migrate_batch_create(MigrateSource *src);
 extern void migrate_batch_add(MigrateBatch *batch, Datum *values, bool *nulls,
 							  int64 bytes);
+extern void migrate_batch_straight(MigrateBatch *batch, const MigrateStraight *straight);
+extern Tuplestorestate *migrate_batch_store(MigrateBatch *batch);
 extern void migrate_batch_reset(MigrateBatch *batch);
 
 /* Rows [lo, hi) as a batch of its own, ordinals starting at 0 again. */
@@ -367,6 +389,7 @@ typedef struct MigrateMapping
 	struct PlannedStmt *plans[MIGRATE_PLAN_CLASSES];
 	TupleDesc	outdesc;		/* ncolumns, then nkeys key values, then ord */
 	List	   *relations;		/* OIDs of tables that the mapping reads */
+	MigrateStraight *straight;	/* NULL: it computes something */
 } MigrateMapping;
 
 extern MigrateMapping *migrate_mapping_load(int mapping_id);

@@ -42,6 +42,8 @@
 #define MAX_CHUNK_BYTES ((int64) 1024 * 1024 * 1024)
 #define MIN_CHUNK_ROWS 1000
 #define MAX_CHUNK_ROWS 10000000
+/* towards a leaf's end chunks get no smaller than this */
+#define MIN_LAST_BLOCKS 512
 /* a change of the size smaller than this is not worth a write */
 #define ADAPT_THRESHOLD 0.2
 
@@ -204,14 +206,20 @@ blocks_now(MigrateConn *conn, Leaf *leaf)
 }
 
 /*
- * The next blocks.  The last range has an open end, and takes a rest that
- * would be less than half a chunk; a table that was cut before is asked for
- * its size again, so that this open end is not a day's growth.
+ * The next blocks.  Towards the end of the leaf chunks shrink, so that all
+ * workers get there at about the same time (guided self-scheduling:
+ * Polychronopoulos and Kuck, IEEE Transactions on Computers 36, 1987).  The
+ * last range has an open end, and takes a rest that would be less than half a
+ * chunk; a table that was cut before is asked for its size again, so that this
+ * open end is not a day's growth.
  */
 static void
-cut_blocks(MigrateConn *conn, Leaf *leaf, MigrateRange *range)
+cut_blocks(MigrateConn *conn, Leaf *leaf, MigrateRange *range, int workers)
 {
+	int64		share = (leaf->blocks - leaf->next_block) / (2 * Max(workers, 1));
 	int64		size = Max(leaf->chunk_size, 1);
+
+	size = Min(size, Max(share, MIN_LAST_BLOCKS));
 
 	if (leaf->next_block > 0 && leaf->next_block + size + size / 2 >= leaf->blocks)
 		leaf->blocks = blocks_now(conn, leaf);
@@ -400,7 +408,7 @@ claim_new(MigrateJob *job, MigrateConn *conn, MemoryContext mcxt)
 	range.remote_filenode = leaf->remote_filenode;
 	range.block_hi = -1;
 	if (leaf->method == 'b')
-		cut_blocks(conn, leaf, &range);
+		cut_blocks(conn, leaf, &range, job->workers);
 	cut_to = range;
 	if (leaf->method == 'k' && leaf->local)
 		cut_all_keys(job, leaf, src, &range);
