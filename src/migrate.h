@@ -297,6 +297,20 @@ extern bool migrate_reader_next(MigrateReader *reader, Datum *values, bool *null
 								int64 *bytes);
 extern void migrate_reader_close(MigrateReader *reader);
 
+/*
+ * Is an error that the reader threw about one row?  Call it before the reader
+ * is aborted.
+ */
+extern bool migrate_reader_error_is_of_row(MigrateReader *reader, ErrorData *edata);
+extern bool migrate_error_can_be_of_value(ErrorData *edata);
+
+/*
+ * Settings under which values from the source are read, until the level that
+ * is returned (0: nothing to be done) is ended; or the (sub)transaction fails.
+ */
+extern int	migrate_input_settings(bool money);
+extern void migrate_input_settings_end(int level);
+
 /* Abandon a reader after an error was caught: the source transaction is
  * usable afterwards (it was protected by a savepoint). */
 extern void migrate_reader_abort(MigrateReader *reader);

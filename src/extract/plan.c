@@ -205,6 +205,8 @@ binary_form_is_portable(Oid type)
 		case REGDICTIONARYOID:
 		case XMLOID:			/* names its encoding */
 		case MONEYOID:			/* digits by locale */
+		case INT2VECTOROID:		/* an empty one is sent but not received */
+		case OIDVECTOROID:
 			return false;
 	}
 	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type));

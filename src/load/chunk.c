@@ -241,7 +241,7 @@ try_range(ChunkState *state, MigrateRange *range)
 		if (!state->reading)
 			PG_RE_THROW();
 		edata = CopyErrorData();
-		if (!migrate_error_is_of_row(edata->sqlerrcode))
+		if (!migrate_reader_error_is_of_row(*reader_p, edata))
 			PG_RE_THROW();
 		FlushErrorState();
 		state->reading = false;
