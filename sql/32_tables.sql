@@ -363,6 +363,16 @@ $$;
 COMMENT ON FUNCTION migrate._place_targets(migrate.job, oid[], text[], text[], jsonb, text, jsonb) IS
 'what the source says of the tables that foreign tables read, and of their partitions, with the places they get here; parents first. Arguments as _make_targets';
 
+CREATE FUNCTION migrate._is_adopted(r jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT coalesce(jsonb_typeof($1 -> 'inherits') = 'array'
+					AND NOT EXISTS (SELECT FROM jsonb_array_elements($1 -> 'columns') c WHERE NOT (c ->> 'local')::boolean), false)
+$$;
+COMMENT ON FUNCTION migrate._is_adopted(jsonb) IS
+'whether a relation, as _place_targets gives it, inherits but has all columns as its own, as ALTER TABLE ... INHERIT leaves it';
+
 /*
  * What makes one relation, in two ways: all at once (create and complete), or
  * with the parts that may fail one by one (bare and parts).
@@ -377,7 +387,9 @@ DECLARE
 	version	int := current_setting('server_version_num')::int;
 	target	text := $2 ->> 'target';
 	typed	boolean := $2 ->> 'of' IS NOT NULL;
-	inherits boolean := jsonb_typeof($2 -> 'inherits') = 'array';
+	-- all columns its own: it was made to inherit afterwards, and is so here
+	adopted	boolean := migrate._is_adopted($2);
+	inherits boolean := coalesce(jsonb_typeof($2 -> 'inherits') = 'array', false) AND NOT adopted;
 	whole	boolean := $2 ->> 'kind' = 'p' AND NOT ($2 ->> 'renamed')::boolean;
 	options	text := migrate._options_clause($2 -> 'options');
 	method	text := $2 ->> 'method';
@@ -500,6 +512,10 @@ BEGIN
 	complete := coalesce(format('; ALTER TABLE ONLY %s ', target) || array_to_string(alters, ', '), '');
 	IF $2 ->> 'above' IS NOT NULL THEN
 		comments := comments || format('ALTER TABLE ONLY %s ATTACH PARTITION %s %s', $2 ->> 'above', target, $2 ->> 'bound');
+	END IF;
+	IF adopted THEN
+		comments := comments || ARRAY(SELECT format('ALTER TABLE ONLY %s INHERIT %s', target, i.name)
+									  FROM jsonb_array_elements_text($2 -> 'inherits') WITH ORDINALITY i(name, pos) ORDER BY i.pos);
 	END IF;
 	last := coalesce(array_to_string(comments, '; '), '');
 END
@@ -673,7 +689,7 @@ BEGIN
 		END;
 		PERFORM migrate._make_parts(target, d.parts);
 	END IF;
-	IF jsonb_typeof($2 -> 'inherits') = 'array' THEN
+	IF jsonb_typeof($2 -> 'inherits') = 'array' AND NOT migrate._is_adopted($2) THEN
 		PERFORM migrate._make_parts(target, migrate._inherited_parts($1, $2));
 	END IF;
 	IF d.last <> '' THEN

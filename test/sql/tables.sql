@@ -64,6 +64,8 @@ ALTER TABLE bird ALTER name SET DEFAULT 'bird', ALTER name SET NOT NULL, ALTER b
 COMMENT ON COLUMN bird.name IS 'as it sings';
 CREATE TABLE duck (color text) INHERITS (bird, swimmer);
 ALTER TABLE duck ALTER name DROP DEFAULT;
+CREATE TABLE late (legs int DEFAULT 6, name text, extra text, id int NOT NULL, big text);
+ALTER TABLE late INHERIT animal;
 \c regression regress_tables
 CREATE SERVER far FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host :'pghost', port :'pgport', dbname 'migrate_tables_src');
 CREATE USER MAPPING FOR regress_tables SERVER far OPTIONS (user 'regress_tables');
@@ -83,7 +85,7 @@ CREATE FUNCTION facts(schemas text[]) RETURNS text LANGUAGE sql AS $f$
 		FROM pg_class c WHERE c.relnamespace = ANY (%1$L::regnamespace[]) AND c.relkind IN ('r', 'p', 'f')
 		UNION ALL
 		SELECT format('%%I.%%I', c.relname, a.attname), concat_ws(' ',
-			'place=' || CASE WHEN a.attinhcount = 0 THEN row_number() OVER (PARTITION BY a.attrelid ORDER BY a.attnum) END,
+			'place=' || row_number() OVER (PARTITION BY a.attrelid ORDER BY a.attnum),
 			format_type(a.atttypid, a.atttypmod), 'notnull=' || a.attnotnull, 'identity=' || a.attidentity::text, 'generated=' || a.attgenerated::text,
 			'default=' || pg_get_expr(d.adbin, d.adrelid), 'storage=' || a.attstorage::text, 'compression=' || a.attcompression::text,
 			'statistics=' || a.attstattarget, 'options=' || (SELECT array_agg(o) FROM unnest(a.attoptions) o WHERE o NOT LIKE 'pg\_attver=%%')::text, 'collation=' || nullif(a.attcollation, 0)::regcollation::text,
