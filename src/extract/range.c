@@ -32,6 +32,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "nodes/plannodes.h"
+#include "parser/parse_oper.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -174,7 +175,8 @@ migrate_append_columns(StringInfo buf, MigrateSource *src)
 
 /*
  * The relation.  A leaf is read without its children, which are leaves of
- * their own; one without an OID stands for the whole tree.
+ * their own; one without an OID stands for the whole tree, unless that is not
+ * wanted.
  */
 void
 migrate_append_from(StringInfo buf, MigrateSource *src, MigrateRange *range)
@@ -185,11 +187,14 @@ migrate_append_from(StringInfo buf, MigrateSource *src, MigrateRange *range)
 		appendStringInfoChar(buf, '.');
 		append_ident(buf, get_rel_name(src->foreign_table));
 	}
-	else if (range)
-		appendStringInfo(buf, "%s%s", OidIsValid(range->remote_oid) ? "ONLY " : "",
+	else if (range && range->relation)
+		appendStringInfo(buf, "%s%s",
+						 OidIsValid(range->remote_oid) || src->only_parent ? "ONLY " : "",
 						 range->relation);
 	else
 	{
+		if (src->only_parent)
+			appendStringInfoString(buf, "ONLY ");
 		append_ident(buf, src->remote_schema);
 		appendStringInfoChar(buf, '.');
 		append_ident(buf, src->remote_table);
@@ -377,6 +382,30 @@ append_block_range(StringInfo buf, MigrateRange *range)
 		appendStringInfo(buf, " AND ctid < '(" INT64_FORMAT ",0)'::tid", range->block_hi);
 }
 
+/*
+ * k1 = 'v1' AND k2 IS NULL ...: by pg_catalog's equality where it serves the
+ * type, else by the text form, which is right but uses no index.
+ */
+static void
+append_key_at(StringInfo buf, MigrateSource *src, char **key)
+{
+	for (int k = 0; k < src->nkeys; k++)
+	{
+		Oid			type = src->columns[src->keys[k]].type;
+		List	   *name = list_make2(makeString("pg_catalog"), makeString("="));
+
+		if (k > 0)
+			appendStringInfoString(buf, " AND ");
+		append_column(buf, src, src->keys[k]);
+		if (key[k] == NULL)
+			appendStringInfoString(buf, " IS NULL");
+		else
+			appendStringInfo(buf, "%s OPERATOR(pg_catalog.=) %s",
+							 OidIsValid(compatible_oper_opid(name, type, type, true)) ?
+							 "" : "::pg_catalog.text", quote_literal_cstr(key[k]));
+	}
+}
+
 /* " WHERE ..." for a range, nothing for one that is open at both ends. */
 void
 migrate_append_where(StringInfo buf, MigrateSource *src, MigrateRange *range)
@@ -386,6 +415,12 @@ migrate_append_where(StringInfo buf, MigrateSource *src, MigrateRange *range)
 
 	if (range == NULL)
 		return;
+	if (range->key_at)
+	{
+		appendStringInfoString(buf, " WHERE ");
+		append_key_at(buf, src, range->key_at);
+		return;
+	}
 	blocks = range->block_lo > 0 || range->block_hi >= 0 ||
 		range->off_lo > 0 || range->off_hi > 0;
 	keys = range->key_lo || range->key_hi;
