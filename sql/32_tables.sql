@@ -89,7 +89,8 @@ AS $$
 						'storage', CASE WHEN a.attstorage <> ty.typstorage THEN a.attstorage END,
 						'compression', nullif(to_jsonb(a) ->> 'attcompression', ''),
 						'statistics', CASE WHEN a.attstattarget >= 0 THEN a.attstattarget END,
-						'options', a.attoptions,
+						-- less a key that later minor versions keep to themselves
+						'options', (SELECT json_agg(o) FROM unnest(a.attoptions) o WHERE o NOT LIKE 'pg\_attver=%%'),
 						'collation', CASE WHEN a.attcollation <> ty.typcollation
 										  THEN json_build_array(cn.nspname, co.collname) END,
 						'comment', col_description(c.oid, a.attnum))
@@ -177,6 +178,13 @@ BEGIN
 				MESSAGE = format('type of column "%s" in column_types: %s', c.key, SQLERRM),
 				HINT = 'Write a type as in CREATE TABLE, for example "bigint" or "numeric(20,2)".';
 		END;
+		IF (SELECT count(*) FILTER (WHERE a.attcollation = t.typcollation) <> 1 OR count(*) <> 1
+			FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+			WHERE a.attrelid = to_regclass(name) AND a.attnum > 0) THEN
+			RAISE EXCEPTION USING ERRCODE = '22023',
+				MESSAGE = format('type of column "%s" in column_types is not a type alone: %s', c.key, c.value #>> '{}'),
+				HINT = 'The column keeps its collation. For more than another type make the target with target_definition.';
+		END IF;
 		SELECT jsonb_build_array(format_type(a.atttypid, a.atttypmod), a.attcollation <> 0, a.attstorage <> 'p')
 		INTO found
 		FROM pg_attribute a WHERE a.attrelid = to_regclass(name) AND a.attnum = 1;
@@ -624,6 +632,18 @@ $$;
 COMMENT ON FUNCTION migrate._tell_unlike(jsonb, text, text) IS
 'a WARNING or NOTICE for each thing in which a relation, as _place_targets gives it, will be unlike the source; stored and nullable as _table_ddl gives them';
 
+/* Without the notices of what is merged with a parent. */
+CREATE FUNCTION migrate._execute_quietly(statement text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET client_min_messages = warning
+AS $$
+BEGIN
+	EXECUTE $1;
+END
+$$;
+COMMENT ON FUNCTION migrate._execute_quietly(text) IS 'runs a statement without notices';
+
 /*
  * "boldly": all at once, any error is the caller's; else what may be left out
  * is tried by itself.
@@ -638,10 +658,10 @@ DECLARE
 BEGIN
 	SELECT * INTO d FROM migrate._table_ddl($1, $2);
 	IF $3 THEN
-		EXECUTE d."create" || d.complete;
+		PERFORM migrate._execute_quietly(d."create" || d.complete);
 	ELSE
 		BEGIN
-			EXECUTE d.bare;
+			PERFORM migrate._execute_quietly(d.bare);
 		EXCEPTION
 			WHEN insufficient_privilege OR duplicate_table THEN
 				RAISE;
