@@ -378,6 +378,9 @@ DECLARE
 	target	text := $2 ->> 'target';
 	typed	boolean := $2 ->> 'of' IS NOT NULL;
 	inherits boolean := jsonb_typeof($2 -> 'inherits') = 'array';
+	-- it became a child later: INHERITS would put the parent's columns first
+	adopted	boolean := inherits AND NOT EXISTS (SELECT FROM jsonb_array_elements($2 -> 'columns') c
+												WHERE NOT (c ->> 'local')::boolean);
 	whole	boolean := $2 ->> 'kind' = 'p' AND NOT ($2 ->> 'renamed')::boolean;
 	options	text := migrate._options_clause($2 -> 'options');
 	method	text := $2 ->> 'method';
@@ -388,6 +391,7 @@ DECLARE
 	alters	text[];
 	comments text[];
 BEGIN
+	inherits := inherits AND NOT adopted;
 	WITH col AS (
 		SELECT k.c, k.pos, h.h ->> 0 AS name, h.h ->> 1 AS type, h.h ->> 1 <> k.c ->> 'type' AS changed,
 			   (h.h ->> 2)::boolean AS collatable, (h.h ->> 3)::boolean AS toastable,
@@ -500,6 +504,11 @@ BEGIN
 	complete := coalesce(format('; ALTER TABLE ONLY %s ', target) || array_to_string(alters, ', '), '');
 	IF $2 ->> 'above' IS NOT NULL THEN
 		comments := comments || format('ALTER TABLE ONLY %s ATTACH PARTITION %s %s', $2 ->> 'above', target, $2 ->> 'bound');
+	END IF;
+	IF adopted THEN
+		comments := comments || ARRAY(SELECT format('ALTER TABLE ONLY %s INHERIT %s', target, i.name)
+									  FROM jsonb_array_elements_text($2 -> 'inherits') WITH ORDINALITY i(name, pos)
+									  ORDER BY i.pos);
 	END IF;
 	last := coalesce(array_to_string(comments, '; '), '');
 END
@@ -876,7 +885,7 @@ $$;
 COMMENT ON FUNCTION migrate._set_only_parent(migrate.job) IS
 'sets source_table.only_parent of a job: true for those from which another table inherits that the job reads too; a WARNING names those of them that it does not read';
 
-/* The comment of a schema that the job made. */
+/* The comment of a schema that has none here. */
 CREATE FUNCTION migrate._comment_schema(j migrate.job, source_schema text, target_schema text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -885,8 +894,7 @@ DECLARE
 	comment	text;
 BEGIN
 	IF migrate._is_postgres_fdw($1.server)
-		AND EXISTS (SELECT FROM migrate.made_object m
-					WHERE m.job_id = $1.job_id AND m.kind = 'schema' AND m.object = format('%I', $3))
+		AND EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = $3 AND pg_has_role(n.nspowner, 'USAGE'))
 		AND obj_description(to_regnamespace(format('%I', $3)), 'pg_namespace') IS NULL THEN
 		SELECT r ->> 'comment' INTO comment
 		FROM migrate._remote_query($1.server, format($q$
@@ -899,7 +907,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION migrate._comment_schema(migrate.job, text, text) IS
-'gives a schema that the job made the comment that it has on the source';
+'gives a schema here the comment that it has on the source, if it has none';
 
 /* Tables renamed: what the argument rename must be. */
 CREATE FUNCTION migrate._check_rename(j migrate.job, source_schema text, rename jsonb, names text[]) RETURNS void

@@ -52,8 +52,8 @@ sub shell
 	my $file = $target->basedir . '/command.sh';
 	unlink $file;
 	append_to_file($file, $command);
-	my $output = qx{bash -o pipefail $file 2>&1};
-	return $? == 0 ? '' : "$command\n$output";
+	my $output = qx{bash $file 2>&1};
+	return $? == 0 && $output !~ /ERROR/ ? '' : "$command\n$output";
 }
 
 # What preflight lists, and how it would be moved.
