@@ -747,7 +747,7 @@ BEGIN
 	WITH target AS MATERIALIZED (
 		SELECT m.mapping_id, m.target_oid, m.target, m.key, m.many, s.foreign_table, c.relkind,
 			   m.mapping_id = min(m.mapping_id) OVER (PARTITION BY m.target_oid) AS first,
-			   (sizes ->> format('%I.%I', s.remote_schema, s.remote_table))::bigint AS size
+			   (sizes ->> (quote_ident(s.remote_schema) || '.' || quote_ident(s.remote_table)))::bigint AS size
 		FROM migrate.mapping m
 		JOIN migrate.source_table s USING (source_id)
 		JOIN pg_class c ON c.oid = m.target_oid
