@@ -400,6 +400,7 @@ DECLARE
 	alters	text[];
 	comments text[];
 BEGIN
+	inherits := inherits AND NOT adopted;
 	WITH col AS (
 		SELECT k.c, k.pos, h.h ->> 0 AS name, h.h ->> 1 AS type, h.h ->> 1 <> k.c ->> 'type' AS changed,
 			   (h.h ->> 2)::boolean AS collatable, (h.h ->> 3)::boolean AS toastable,
@@ -892,7 +893,7 @@ $$;
 COMMENT ON FUNCTION migrate._set_only_parent(migrate.job) IS
 'sets source_table.only_parent of a job: true for those from which another table inherits that the job reads too; a WARNING names those of them that it does not read';
 
-/* The comment of a schema that the job made. */
+/* The comment of a schema that has none here. */
 CREATE FUNCTION migrate._comment_schema(j migrate.job, source_schema text, target_schema text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -901,8 +902,7 @@ DECLARE
 	comment	text;
 BEGIN
 	IF migrate._is_postgres_fdw($1.server)
-		AND EXISTS (SELECT FROM migrate.made_object m
-					WHERE m.job_id = $1.job_id AND m.kind = 'schema' AND m.object = format('%I', $3))
+		AND EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = $3 AND pg_has_role(n.nspowner, 'USAGE'))
 		AND obj_description(to_regnamespace(format('%I', $3)), 'pg_namespace') IS NULL THEN
 		SELECT r ->> 'comment' INTO comment
 		FROM migrate._remote_query($1.server, format($q$
@@ -915,7 +915,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION migrate._comment_schema(migrate.job, text, text) IS
-'gives a schema that the job made the comment that it has on the source';
+'gives a schema here the comment that it has on the source, if it has none';
 
 /* Tables renamed: what the argument rename must be. */
 CREATE FUNCTION migrate._check_rename(j migrate.job, source_schema text, rename jsonb, names text[]) RETURNS void
