@@ -17,6 +17,15 @@
 CREATE FUNCTION migrate._plan_steps(j migrate.job, mappings int[] DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+-- how many rows functions and CTEs have is guessed far too low: with thousands
+-- of tables a nested loop takes minutes, and its price here would start JIT
+SET enable_nestloop = off
+SET jit = off
+-- what is deparsed here is compared with what the source deparses
+SET datestyle = 'ISO'
+SET intervalstyle = 'postgres'
+SET extra_float_digits = 3
+SET timezone = 'GMT'
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -117,6 +126,10 @@ COMMENT ON FUNCTION migrate._plan_steps(migrate.job, int[]) IS
 CREATE FUNCTION migrate._step_is_there(step_id int) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO'
+SET intervalstyle = 'postgres'
+SET extra_float_digits = 3
+SET timezone = 'GMT'
 AS $$
 #variable_conflict use_column
 DECLARE
