@@ -284,6 +284,9 @@ CREATE TABLE migrate.post_step (
 	sqlstate	text,
 	error		text,
 	reason		text,			-- of 'skipped', or that it was there already
+	-- of an error that passes (a lock time-out): since when, next try
+	error_since	timestamptz,
+	retry_at	timestamptz,
 	started_at	timestamptz,
 	finished_at	timestamptz
 );

@@ -57,6 +57,7 @@ typedef struct MigrateJob
 	/* options in effect; units as in migrate.options */
 	char	   *transport;		/* 'auto', 'copy', 'fdw' */
 	char	   *chunking;		/* 'auto', 'block', 'key', 'whole' */
+	char	   *content;		/* 'all', 'definitions', 'data' */
 	int			workers;
 	int			chunk_time_ms;	/* a chunk should take about this long */
 	int			chunk_rows;		/* first chunk of a key range */
@@ -107,6 +108,7 @@ typedef struct MigrateSource
 	Oid			foreign_table;
 	char	   *remote_schema;	/* NULL where the wrapper has none */
 	char	   *remote_table;
+	bool		only_parent;	/* without the tables that inherit from it */
 	char		transport;		/* 'c' copy, 'f' fdw */
 	char		method;			/* 'b' block, 'k' key, 'w' whole */
 	bool		binary;
@@ -120,6 +122,7 @@ typedef struct MigrateSource
 	 * foreign table; what mapping functions take, without dropped columns.
 	 */
 	TupleDesc	rowdesc;
+	char	   *refetched;		/* of load/refetch.c */
 } MigrateSource;
 
 extern MigrateSource *migrate_source_load(int source_id);
@@ -168,14 +171,46 @@ pg_noreturn extern void migrate_report_remote_error(struct pg_result *res,
 extern bool migrate_server_is_postgres(Oid server);
 
 /* ----------------------------------------------------------------
+ * in extract/fingerprint.c: what the source says of a source table (P2)
+ * ----------------------------------------------------------------
+ */
+
+/* the table itself, a partition or child of it at any depth, on the source */
+typedef struct MigrateRelation
+{
+	Oid			oid;
+	char		relkind;
+	char	   *name;			/* quoted and qualified */
+	Oid			filenode;		/* 0: no storage */
+	int64		blocks;			/* 0 unless a table or materialized view */
+	double		reltuples;
+	bool		readable;
+	bool		is_root;
+	bool		heap;			/* can be read by block ranges */
+	char	   *fingerprint;
+	char	   *missing;		/* read columns that it has not; NULL: none */
+} MigrateRelation;
+
+extern void migrate_tree_values(StringInfo buf, int id, MigrateSource *src);
+extern char *migrate_tree_query(const char *values, int version, bool sizes);
+extern char *migrate_tree_digest_query(const char *values, int version);
+extern char *migrate_tree_fingerprint(List *relations);
+extern char *migrate_fingerprint_change(const char *planned, const char *now,
+										const char *missing, bool other);
+extern bool migrate_fingerprint_altered(const char *planned, const char *now);
+extern void migrate_fingerprint_unread(const char *planned, const char *now,
+									   int *after, int *added, int *dropped);
+
+/* ----------------------------------------------------------------
  * in extract/plan.c: parts and chunks
  * ----------------------------------------------------------------
  */
 typedef struct MigrateRange
 {
-	char	   *relation;		/* quoted, on the source */
+	char	   *relation;		/* quoted, on the source; NULL: the table */
 	Oid			remote_oid;		/* 0 when not known */
 	Oid			remote_filenode;
+	char	   *fingerprint;	/* P2: when it was planned; NULL: not known */
 	/* blocks [block_lo, block_hi); -1 is an open end */
 	int64		block_lo;
 	int64		block_hi;
@@ -185,6 +220,8 @@ typedef struct MigrateRange
 	/* keys [key_lo, key_hi) in text form, NULL is an open end */
 	char	  **key_lo;
 	char	  **key_hi;
+	/* rows of this key only, nkeys elements, NULL is null; NULL: not asked */
+	char	  **key_at;
 } MigrateRange;
 
 typedef struct MigrateChunk
@@ -229,6 +266,7 @@ typedef struct MigrateSourceTxn
 	XLogRecPtr	insert_lsn;		/* read after the snapshot, 0 if unknown */
 	bool		in_recovery;	/* the source is a standby */
 	bool		rewritten;		/* P1: table is not the one that was planned */
+	char	   *drift;			/* P2: what else has changed, see snapshot.c */
 	bool		durable;		/* P4: nothing to wait for */
 } MigrateSourceTxn;
 
@@ -258,6 +296,20 @@ extern MigrateReader *migrate_reader_open(MigrateConn *conn, MigrateSource *src,
 extern bool migrate_reader_next(MigrateReader *reader, Datum *values, bool *nulls,
 								int64 *bytes);
 extern void migrate_reader_close(MigrateReader *reader);
+
+/*
+ * Is an error that the reader threw about one row?  Call it before the reader
+ * is aborted.
+ */
+extern bool migrate_reader_error_is_of_row(MigrateReader *reader, ErrorData *edata);
+extern bool migrate_error_can_be_of_value(ErrorData *edata);
+
+/*
+ * Settings under which values from the source are read, until the level that
+ * is returned (0: nothing to be done) is ended; or the (sub)transaction fails.
+ */
+extern int	migrate_input_settings(bool money);
+extern void migrate_input_settings_end(int level);
 
 /* Abandon a reader after an error was caught: the source transaction is
  * usable afterwards (it was protected by a savepoint). */
@@ -452,9 +504,49 @@ extern void migrate_checkpoint(MigrateJob *job, MigrateChunk *chunk,
 							   MigrateSourceTxn *txn, int64 rows, int64 bytes,
 							   List *mappings, MigrateCounts *counts);
 
-/* load/keys.c: post_step 'primary key': build it, resolving doubles (P10).
- * Called outside a transaction by the job worker. */
-extern void migrate_build_keys(MigrateJob *job);
+/* ----------------------------------------------------------------
+ * in load/step_claim.c, step_run.c, step_key.c: what is done after the copy,
+ * one row of migrate.post_step at a time
+ * ----------------------------------------------------------------
+ */
+typedef struct MigratePostStep
+{
+	int			step_id;
+	int			attempt;		/* fencing token */
+	Oid			root;			/* target of its mapping, else its own */
+	int			source_id;		/* that the mapping reads, 0: none */
+	char	   *kind;
+	char	   *object;
+	char	   *relation;		/* NULL: of no table */
+	char	   *ddl;
+	bool		has_doubles;	/* 23505 when it was built last (P10) */
+	TimestampTz error_since;	/* of passing errors; 0: none */
+} MigratePostStep;
+
+/*
+ * Claim a step that may run now; NULL when there is none.  While the job still
+ * copies, only keys and indexes of targets whose every source is copied.
+ * Called outside a transaction, commits its own.
+ */
+extern MigratePostStep *migrate_step_claim(MigrateJob *job, MemoryContext mcxt);
+
+/*
+ * Run it and write down what came of it; its own errors are written down too,
+ * not thrown.  True when it is done.  Called outside a transaction.
+ */
+extern bool migrate_step_run(MigrateJob *job, MigratePostStep *step);
+
+/* Like migrate_chunks_release, for steps. */
+extern int	migrate_steps_release(int job_id, int worker_pid /* 0: all */ );
+
+/* Until the transaction's end no step of the job is claimed by anybody. */
+extern void migrate_steps_lock(int job_id);
+
+/* Columns of the key that a statement makes (char *); NIL: it is no such. */
+extern List *migrate_key_columns(const char *ddl);
+
+/* P10 for every mapping that fills the step's table. */
+extern void migrate_step_resolve_doubles(MigrateJob *job, MigratePostStep *step);
 
 /*
  * load/as_owner.c: be the job's owner while mapping code runs, in functions
@@ -468,6 +560,14 @@ typedef struct MigrateAsOwner
 
 extern void migrate_as_owner(Oid owner, MigrateAsOwner *as);
 extern void migrate_as_caller(MigrateAsOwner *as);
+
+/*
+ * load/target.c: a target's name for statements other than INSERT, with ONLY
+ * where tables that inherit from it are no part of it.  only_parent is that of
+ * the source which fills it.
+ */
+extern bool migrate_target_is_only(Oid target, bool only_parent);
+extern char *migrate_target_name(Oid target, bool only_parent);
 
 /* ----------------------------------------------------------------
  * in control/shmem.c: live counters, rate limits, wake-ups
@@ -486,13 +586,15 @@ typedef struct MigrateWorkerSlot
 	char		role[16];		/* 'job', 'loader' */
 	char		phase[24];		/* 'claim', 'read', 'write', 'throttle', .. */
 	int64		chunk_id;
-	int			source_id;
+	int			step_id;		/* of post_step */
+	int			source_id;		/* of the chunk or step */
 	int64		rows;			/* since its start */
 	int64		bytes;
 	int64		chunk_rows;		/* of the current chunk */
 	int64		chunk_bytes;
 	int64		chunk_dead;
 	int64		chunks;			/* finished, since its start */
+	int64		steps;			/* likewise */
 	int64		dead;
 	Size		memory;			/* bytes in TopMemoryContext and below */
 	TimestampTz started;
@@ -558,6 +660,18 @@ extern void migrate_worker_count(int64 rows, int64 bytes, int64 dead);
  * much; interruptible.  Between batches. */
 extern void migrate_throttle(int64 rows, int64 bytes);
 
+/* set by whoever throws to give a chunk up without calling it an error */
+extern bool migrate_abandoned;
+
+/* control/drift.c: the job shall pause since a source table is not what was
+ * planned (P2); in a transaction.  "what" is a clause that names the table. */
+extern void migrate_drift_pause(MigrateJob *job, List *source_ids, const char *what);
+
+/* P2 before source tables are read as a whole: 55000 when one has changed
+ * since it was planned.  conn NULL: those read by wrappers only. */
+extern void migrate_drift_refuse(MigrateJob *job, List *source_ids,
+								 MigrateConn *conn);
+
 /* control/event.c */
 extern void migrate_event(int job_id, const char *level, const char *kind,
 						  const char *fmt,...) pg_attribute_printf(4, 5);
@@ -571,6 +685,12 @@ extern void migrate_spi_exec(const char *sql, int nargs, Oid *types,
 							 Datum *values, const char *nulls, int expected);
 extern char *migrate_spi_text(int row, int col);	/* copy, NULL if null */
 extern int64 migrate_spi_int64(int row, int col, int64 if_null);
+
+/*
+ * Until AtEOXact_GUC(true, level): read tables without statistics in the order
+ * of an index rather than sort them.
+ */
+extern int	migrate_follow_index_order(void);
 
 /* fault injection for the crash tests: SIGKILL, an ERROR or a wait at a named
  * point, set by the custom GUC migrate.fault = 'point:kill|error|wait' */

@@ -79,6 +79,8 @@ extern MigrateShared *migrate_shmem_peek(int64 handle, int job_id,
 extern void migrate_shmem_unpeek(dsm_segment *seg);
 extern void migrate_slot_chunk(MigrateChunk *chunk);
 extern void migrate_slot_chunk_done(bool success);
+extern void migrate_slot_step(MigratePostStep *step);
+extern void migrate_slot_step_over(bool recorded);
 extern void migrate_slot_memory(void);
 extern void migrate_clip(char *field, size_t size, const char *text);
 extern void migrate_wake_pid(int pid);
@@ -116,7 +118,7 @@ extern bool migrate_trouble_verdict(MigrateJob *job, TimestampTz last_progress,
 									MigrateVerdict *verdict);
 
 /* ----------------------------------------------------------------
- * in loader.c: one chunk after the other; used by the job worker as well
+ * in loader.c: one chunk or step after the other; used by the job worker, too
  * ----------------------------------------------------------------
  */
 typedef struct MigrateLoader
@@ -125,7 +127,7 @@ typedef struct MigrateLoader
 	MigrateConn *conn;
 	MemoryContext conn_cxt;
 	MemoryContext cxt;			/* of one step */
-	bool		release_pending;	/* a chunk may still be marked as ours */
+	bool		release_pending;	/* a chunk or step may be marked as ours */
 	int			errors;			/* steps in a row that failed */
 	int			retry_max_delay_ms;
 	char		last_sqlstate[6];
@@ -135,7 +137,8 @@ typedef struct MigrateLoader
 typedef enum MigrateStep
 {
 	MIGRATE_STEP_LOADED,		/* a chunk is done */
-	MIGRATE_STEP_NOTHING,		/* no chunk to claim */
+	MIGRATE_STEP_BUILT,			/* a step after the copy is over */
+	MIGRATE_STEP_NOTHING,		/* nothing to claim */
 	MIGRATE_STEP_ERROR,			/* noted; wait before the next */
 	MIGRATE_STEP_ABANDONED,		/* given up on purpose, chunk is todo */
 	MIGRATE_STEP_GONE			/* the job is not there any more */
@@ -144,9 +147,6 @@ typedef enum MigrateStep
 extern MigrateLoader *migrate_loader_create(int job_id);
 extern MigrateStep migrate_loader_step(MigrateLoader *loader);
 extern void migrate_loader_disconnect(MigrateLoader *loader);
-
-/* set by whoever throws to give a chunk up without calling it an error */
-extern bool migrate_abandoned;
 
 /* ----------------------------------------------------------------
  * in loaders.c: the job worker's view of its loaders
@@ -171,6 +171,18 @@ extern void migrate_job_worker_glance(void);
  * ----------------------------------------------------------------
  */
 extern bool migrate_replan(MigrateJob *job);
+
+/* ----------------------------------------------------------------
+ * in drift.c: P2, what the source changes without saying so
+ * ----------------------------------------------------------------
+ */
+
+/* Outside a transaction; true: the job is to pause.  final: look now, and
+ * throw if that is not possible; else every few seconds, without waiting. */
+extern bool migrate_drift_found(MigrateJob *job, bool final);
+
+/* Sources were planned: compare anew. */
+extern void migrate_drift_forget(void);
 
 /* ----------------------------------------------------------------
  * in budget.c: how many dead letters are too many

@@ -5,7 +5,7 @@
  *	  under the chunks (P1), or by migrate_recopy.
  *
  * Runs in the job worker, state copying.  A source table in state 'replan'
- * gives no chunks; once none of its chunks runs, one transaction removes our
+ * gives no chunks; once none of its chunks and steps runs, one transaction removes our
  * rows from its targets, its dead letters, chunks and leaves, and sets it
  * 'pending' with the next plan_no.  A loader that still had an older plan
  * cannot commit (plan_no is part of the fence).  After a crash either all of
@@ -49,13 +49,14 @@ exec_for_int(const char *sql, int arg, int expected)
 
 /*
  * TRUNCATE where it does the same as DELETE of all rows: a plain or
- * partitioned table that no other references.
+ * partitioned table that no other references.  only: without the tables that
+ * inherit from it, which else are left alone by deleting.
  */
 static bool
-may_truncate(Oid target)
+may_truncate(Oid target, bool only)
 {
-	Oid			type = OIDOID;
-	Datum		arg = ObjectIdGetDatum(target);
+	Oid			types[] = {OIDOID, BOOLOID};
+	Datum		values[] = {ObjectIdGetDatum(target), BoolGetDatum(only)};
 	char		relkind = get_rel_relkind(target);
 
 	if (relkind != RELKIND_RELATION && relkind != RELKIND_PARTITIONED_TABLE)
@@ -66,8 +67,8 @@ may_truncate(Oid target)
 					 " WHERE contype = 'f' AND confrelid = $1 AND conrelid <> $1"
 					 " UNION ALL SELECT FROM pg_catalog.pg_inherits i"
 					 " JOIN pg_catalog.pg_class c ON c.oid = i.inhrelid"
-					 " WHERE i.inhparent = $1 AND NOT c.relispartition LIMIT 1",
-					 1, &type, &arg, NULL, SPI_OK_SELECT);
+					 " WHERE i.inhparent = $1 AND NOT c.relispartition AND NOT $2 LIMIT 1",
+					 2, types, values, NULL, SPI_OK_SELECT);
 	return SPI_processed == 0;
 }
 
@@ -78,25 +79,29 @@ may_truncate(Oid target)
  * left behind.
  */
 static void
-clear_target(Oid target, const char *owns, const char *search_path, int lock_timeout_ms)
+clear_target(Oid target, const char *owns, const char *search_path, bool only_parent,
+			 int lock_timeout_ms)
 {
 	int			nest = NewGUCNestLevel();
 	char	   *name;
+	bool		only;
 
 	if (get_rel_name(target) == NULL)
 		return;					/* dropped; the writer will say so */
 	name = quote_qualified_identifier(get_namespace_name(get_rel_namespace(target)),
 									  get_rel_name(target));
+	only = migrate_target_is_only(target, only_parent);
 	set_locally("lock_timeout", psprintf("%d", lock_timeout_ms), PGC_USERSET);
 	set_locally("row_security", "off", PGC_USERSET);
 	set_locally("search_path", search_path, PGC_USERSET);
 	if (migrate_owns_relation(target, GetUserId()))
 		set_locally("session_replication_role", "replica", PGC_SUSET);
 	if (owns)
-		migrate_spi_exec(psprintf("DELETE FROM %s WHERE (%s\n)", name, owns),
+		migrate_spi_exec(psprintf("DELETE FROM %s%s WHERE (%s\n)", only ? "ONLY " : "",
+								  name, owns),
 						 0, NULL, NULL, NULL, SPI_OK_DELETE);
-	else if (may_truncate(target))
-		migrate_spi_exec(psprintf("TRUNCATE %s", name),
+	else if (may_truncate(target, only))
+		migrate_spi_exec(psprintf("TRUNCATE %s%s", only ? "ONLY " : "", name),
 						 0, NULL, NULL, NULL, SPI_OK_UTILITY);
 	else
 		migrate_spi_exec(psprintf("DELETE FROM %s%s",
@@ -117,8 +122,9 @@ clear_targets(MigrateJob *job, int source_id)
 				 source_id, SPI_OK_SELECT);
 	if (SPI_processed == 0)
 		return;
-	exec_for_int("SELECT target_oid, owns, search_path FROM migrate.mapping"
-				 " WHERE source_id = $1 ORDER BY mapping_id", source_id, SPI_OK_SELECT);
+	exec_for_int("SELECT m.target_oid, m.owns, m.search_path, s.only_parent"
+				 " FROM migrate.mapping m JOIN migrate.source_table s USING (source_id)"
+				 " WHERE m.source_id = $1 ORDER BY m.mapping_id", source_id, SPI_OK_SELECT);
 	table = SPI_tuptable;
 	n = SPI_processed;
 	for (uint64 i = 0; i < n; i++)
@@ -128,11 +134,13 @@ clear_targets(MigrateJob *job, int source_id)
 		clear_target((Oid) pg_strtoint64(SPI_getvalue(table->vals[i], table->tupdesc, 1)),
 					 owns && owns[0] ? owns : NULL,
 					 SPI_getvalue(table->vals[i], table->tupdesc, 3),
+					 SPI_getvalue(table->vals[i], table->tupdesc, 4)[0] == 't',
 					 job->lock_timeout_ms);
 	}
 }
 
-/* One source table, in the current transaction; false: a chunk still runs. */
+/* One source table, in the current transaction; false: one of its chunks or
+ * steps still runs. */
 static bool
 replan_source(MigrateJob *job, int source_id)
 {
@@ -145,7 +153,13 @@ replan_source(MigrateJob *job, int source_id)
 				 " WHERE s.source_id = $1 AND c.source_id = $1 AND c.state = 'running' LIMIT 1",
 				 source_id, SPI_OK_SELECT);
 	ready = SPI_processed == 0;
-	if (!ready)
+	/* likewise an index of a target, which could not be emptied meanwhile */
+	migrate_steps_lock(job->job_id);
+	exec_for_int("SELECT FROM migrate.post_step p JOIN migrate.mapping b USING (mapping_id)"
+				 " JOIN migrate.mapping m ON m.target_oid = b.target_oid"
+				 " WHERE m.source_id = $1 AND p.state = 'running' LIMIT 1",
+				 source_id, SPI_OK_SELECT);
+	if (!ready || SPI_processed > 0)
 		return false;
 	clear_targets(job, source_id);
 	exec_for_int("DELETE FROM migrate.dead_letter WHERE state = 'open' AND chunk_id IS NOT NULL"

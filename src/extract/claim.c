@@ -58,6 +58,7 @@ typedef struct Leaf
 	char	   *relation;
 	Oid			remote_oid;
 	Oid			remote_filenode;
+	char	   *fingerprint;
 	int64		blocks;
 	int64		next_block;
 	char	  **next_key;
@@ -94,6 +95,7 @@ chunk_from_result(MemoryContext mcxt)
 	chunk->range.key_lo = migrate_key_from_array(value, isnull);
 	value = SPI_getbinval(tuple, desc, 12, &isnull);
 	chunk->range.key_hi = migrate_key_from_array(value, isnull);
+	chunk->range.fingerprint = migrate_spi_text(0, 12);
 	chunk->started = GetCurrentTimestamp();
 	MemoryContextSwitchTo(oldcxt);
 	return chunk;
@@ -118,7 +120,7 @@ claim_given_back(MigrateJob *job, MemoryContext mcxt)
 					 " AND l.leaf_no = c.leaf_no"
 					 " RETURNING c.chunk_id, c.source_id, c.leaf_no, c.plan_no, c.attempt,"
 					 " l.relation, l.remote_oid, l.remote_filenode,"
-					 " c.block_lo, c.block_hi, c.key_lo, c.key_hi",
+					 " c.block_lo, c.block_hi, c.key_lo, c.key_hi, l.fingerprint",
 					 2, types, values, NULL, SPI_OK_UPDATE_RETURNING);
 	return SPI_processed > 0 ? chunk_from_result(mcxt) : NULL;
 }
@@ -127,24 +129,6 @@ claim_given_back(MigrateJob *job, MemoryContext mcxt)
  * cutting a new one
  * ----------------------------------------------------------------
  */
-
-/*
- * The tables of a job that has just been planned have no statistics, and the
- * planner would sort all leaves: it shall read them in the index's order.
- */
-static int
-follow_index_order(void)
-{
-	int			level = NewGUCNestLevel();
-
-	(void) set_config_option("enable_sort", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	return level;
-}
 
 /*
  * Lock the largest leaf that is not cut up yet.  Sizes are those of the plan,
@@ -156,14 +140,15 @@ lock_leaf(MigrateJob *job, bool wait)
 {
 	Oid			types[] = {INT4OID};
 	Datum		values[] = {Int32GetDatum(job->job_id)};
-	int			level = follow_index_order();
+	int			level = migrate_follow_index_order();
 	Leaf	   *leaf;
 	Datum		value;
 	bool		isnull;
 
 	migrate_spi_exec(psprintf("SELECT l.source_id, l.leaf_no, s.plan_no, s.method,"
 							  " s.transport, l.relation, l.remote_oid, l.remote_filenode,"
-							  " l.blocks, l.next_block, l.next_key, l.chunk_size"
+							  " l.blocks, l.next_block, l.next_key, l.chunk_size,"
+							  " l.fingerprint"
 							  " FROM migrate.leaf l JOIN migrate.source_table s"
 							  "  ON s.source_id = l.source_id"
 							  " WHERE l.job_id = $1 AND s.state = 'copying'"
@@ -188,6 +173,7 @@ lock_leaf(MigrateJob *job, bool wait)
 	value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 11, &isnull);
 	leaf->next_key = migrate_key_from_array(value, isnull);
 	leaf->chunk_size = migrate_spi_int64(0, 11, 0);
+	leaf->fingerprint = migrate_spi_text(0, 12);
 	return leaf;
 }
 
@@ -406,6 +392,7 @@ claim_new(MigrateJob *job, MigrateConn *conn, MemoryContext mcxt)
 	range.relation = leaf->relation;
 	range.remote_oid = leaf->remote_oid;
 	range.remote_filenode = leaf->remote_filenode;
+	range.fingerprint = leaf->fingerprint;
 	range.block_hi = -1;
 	if (leaf->method == 'b')
 		cut_blocks(conn, leaf, &range, job->workers);
@@ -430,6 +417,8 @@ claim_new(MigrateJob *job, MigrateConn *conn, MemoryContext mcxt)
 	chunk->started = GetCurrentTimestamp();
 	chunk->range = range;
 	chunk->range.relation = pstrdup(range.relation);
+	if (range.fingerprint)
+		chunk->range.fingerprint = pstrdup(range.fingerprint);
 	chunk->range.key_lo = migrate_key_copy(range.key_lo, src->nkeys);
 	chunk->range.key_hi = migrate_key_copy(range.key_hi, src->nkeys);
 	MemoryContextSwitchTo(oldcxt);

@@ -36,6 +36,8 @@ extern int	migrate_result_event(PGEventId event, void *info, void *arg);
 extern void migrate_remote_start(MigrateConn *conn, const char *sql,
 								 bool single_statement);
 extern PGresult *migrate_remote_next_result(MigrateConn *conn);
+extern bool migrate_remote_ready(MigrateConn *conn);
+extern char *migrate_remote_value(MigrateConn *conn, const char *sql);
 extern int	migrate_remote_copy_data(MigrateConn *conn, char **buffer);
 extern PGresult *migrate_exec_extended(MigrateConn *conn, const char *sql);
 extern PGresult *migrate_exec_try(MigrateConn *conn, const char *sql);
@@ -61,6 +63,8 @@ extern void migrate_append_where(StringInfo buf, MigrateSource *src,
 extern void migrate_append_order(StringInfo buf, MigrateSource *src);
 extern char **migrate_range_cut(MigrateConn *conn, MigrateSource *src,
 								MigrateRange *range, int64 offset);
+extern char **migrate_range_first_key(MigrateConn *conn, MigrateSource *src,
+									  MigrateRange *range);
 extern int64 migrate_range_count(MigrateConn *conn, MigrateSource *src,
 								 MigrateRange *range);
 extern bool migrate_range_pushed_down(MigrateSource *src);
@@ -69,6 +73,14 @@ extern char **migrate_key_copy(char **key, int nkeys);
 extern char **migrate_key_from_array(Datum value, bool isnull);
 extern Datum migrate_key_to_array(char **key, int nkeys);
 extern int	migrate_portable_output(void);
+
+/* ----------------------------------------------------------------
+ * in fingerprint.c: the tree of a source table, and what it is read by (P2)
+ * ----------------------------------------------------------------
+ */
+extern char *migrate_fingerprint_items(MigrateConn *conn, MigrateSource *src,
+									   const char *relation, bool looked_up);
+extern MigrateRelation *migrate_tree_relation(PGresult *res, int row, int *id);
 
 /* ----------------------------------------------------------------
  * in reader_copy.c and reader_fdw.c: the two kinds of reader
@@ -83,6 +95,9 @@ struct MigrateReader
 	MemoryContext row_mcxt;		/* reset before each row */
 	int			fetch_size;
 	bool		done;
+	bool		money;			/* a column is read by lc_monetary */
+	bool		converting;		/* an error now is about a value, not the
+								 * source */
 	struct CopyReader *copy;	/* one of these two */
 	struct FdwReader *fdw;
 };

@@ -10,7 +10,8 @@
  *
  * A leaf is a relation that holds rows itself: a partition, a parent in an
  * inheritance tree without its children, a view.  A tree that has a leaf which
- * we may not read directly is read as one, through its root.
+ * we may not read directly is read as one, through its root.  A source that is
+ * read without what inherits from it (only_parent) is one leaf, the root.
  *
  *	  block		heap of version 14 or later, where ctid ranges are scans (P8)
  *	  key		no such heap, but a key
@@ -46,6 +47,7 @@ typedef struct PlanLeaf
 	char	   *relation;
 	Oid			oid;			/* 0: read through the root */
 	Oid			filenode;
+	char	   *fingerprint;	/* P2; NULL: not on this connection */
 	int64		bytes;
 	int64		blocks;			/* 0 unless heap */
 	bool		heap;
@@ -60,6 +62,7 @@ typedef struct PlanSource
 	PlanLeaf	root;
 	bool		root_readable;
 	bool		root_has_rows;	/* not a partitioned table */
+	List	   *relations;		/* of MigrateRelation: the whole tree */
 	List	   *leaves;			/* of PlanLeaf */
 	bool		all_readable;
 	bool		keys_not_null;
@@ -112,111 +115,66 @@ load_plan_sources(MigrateJob *job, MigrateConn *conn, int source_id)
  * ----------------------------------------------------------------
  */
 
-/* (0, 'public', 't'), (1, ...) of the sources on this connection */
-static char *
-source_values(List *sources)
-{
-	StringInfoData buf;
-	ListCell   *lc;
-
-	initStringInfo(&buf);
-	foreach(lc, sources)
-	{
-		PlanSource *ps = lfirst(lc);
-
-		if (!ps->remote)
-			continue;
-		appendStringInfo(&buf, "%s(%d,%s,%s)", buf.len > 0 ? "," : "",
-						 foreach_current_index(lc),
-						 quote_literal_cstr(ps->src->remote_schema),
-						 quote_literal_cstr(ps->src->remote_table));
-	}
-	return buf.len > 0 ? buf.data : NULL;
-}
-
-/* Number or zero of a field. */
-static int64
-field_int64(PGresult *res, int row, int col)
-{
-	return PQgetisnull(res, row, col) ? 0 : pg_strtoint64(PQgetvalue(res, row, col));
-}
-
 /* One relation of the tree of a source. */
 static void
-note_relation(PlanSource *ps, PGresult *res, int row, int64 block_size)
+note_relation(PlanSource *ps, MigrateRelation *rel, int64 block_size)
 {
-	bool		is_root = PQgetvalue(res, row, 8)[0] == 't';
-	bool		readable = PQgetvalue(res, row, 7)[0] == 't';
-	char		relkind = PQgetvalue(res, row, 2)[0];
 	PlanLeaf   *leaf = palloc0(sizeof(PlanLeaf));
 
-	leaf->oid = atooid(PQgetvalue(res, row, 1));
-	leaf->relation = pstrdup(PQgetvalue(res, row, 3));
-	leaf->filenode = (Oid) field_int64(res, row, 4);
-	leaf->bytes = field_int64(res, row, 5);
-	leaf->reltuples = atof(PQgetvalue(res, row, 6));
-	/* ctid is readable with a privilege on the whole table only */
-	leaf->heap = (relkind == RELKIND_RELATION || relkind == RELKIND_MATVIEW) &&
-		strcmp(PQgetvalue(res, row, 9), "heap") == 0 &&
-		PQgetvalue(res, row, 10)[0] == 't';
-	leaf->blocks = leaf->heap ? leaf->bytes / block_size : 0;
-	if (is_root)
+	leaf->oid = rel->oid;
+	leaf->relation = rel->name;
+	leaf->filenode = rel->filenode;
+	leaf->fingerprint = rel->fingerprint;
+	leaf->bytes = rel->blocks * block_size;
+	leaf->reltuples = rel->reltuples;
+	leaf->heap = rel->heap;
+	leaf->blocks = leaf->heap ? rel->blocks : 0;
+	ps->relations = lappend(ps->relations, rel);
+	if (rel->is_root)
 	{
 		ps->found = true;
 		ps->root = *leaf;
-		ps->root_readable = readable;
-		ps->root_has_rows = relkind != RELKIND_PARTITIONED_TABLE;
+		ps->root_readable = rel->readable;
+		ps->root_has_rows = rel->relkind != RELKIND_PARTITIONED_TABLE;
 	}
-	if (relkind != RELKIND_PARTITIONED_TABLE)
+	if (rel->relkind != RELKIND_PARTITIONED_TABLE)
 	{
-		ps->all_readable = ps->all_readable && readable;
+		ps->all_readable = ps->all_readable && rel->readable;
 		ps->leaves = lappend(ps->leaves, leaf);
 	}
 }
 
 /*
  * The trees of all sources, in one query: partitions and inheritance children
- * at every depth, each once.
+ * at every depth, each once, with their fingerprints (P2).
  */
 static void
 ask_relations(List *sources, MigrateConn *conn)
 {
-	char	   *values = source_values(sources);
+	StringInfoData values;
+	ListCell   *lc;
 	int64		block_size;
-	char	   *sql;
 	PGresult   *res;
 
-	if (values == NULL)
+	initStringInfo(&values);
+	foreach(lc, sources)
+	{
+		PlanSource *ps = lfirst(lc);
+
+		if (ps->remote)
+			migrate_tree_values(&values, foreach_current_index(lc), ps->src);
+	}
+	if (values.len == 0)
 		return;
 	block_size = pg_strtoint64(migrate_exec_value(conn, "SELECT current_setting('block_size')"));
-	sql = psprintf("WITH RECURSIVE wanted (id, nsp, rel) AS (VALUES %s),"
-				   " root AS (SELECT w.id, c.oid FROM wanted w"
-				   "  JOIN pg_namespace n ON n.nspname = w.nsp"
-				   "  JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = w.rel),"
-				   " tree (id, oid) AS (SELECT id, oid FROM root"
-				   "  UNION SELECT t.id, i.inhrelid FROM tree t"
-				   "  JOIN pg_inherits i ON i.inhparent = t.oid%s)"
-				   " SELECT t.id, c.oid, c.relkind,"
-				   "  quote_ident(n.nspname) || '.' || quote_ident(c.relname),"
-				   "  pg_relation_filenode(c.oid),"
-				   "  CASE WHEN c.relkind IN ('r', 'm') THEN pg_relation_size(c.oid) END,"
-				   "  c.reltuples,"
-				   "  has_schema_privilege(n.oid, 'USAGE') AND"
-				   "  (has_table_privilege(c.oid, 'SELECT') OR"
-				   "   has_any_column_privilege(c.oid, 'SELECT')),"
-				   "  EXISTS (SELECT FROM root r WHERE r.id = t.id AND r.oid = t.oid),"
-				   "  coalesce(a.amname, ''), has_table_privilege(c.oid, 'SELECT')"
-				   " FROM tree t JOIN pg_class c ON c.oid = t.oid"
-				   " JOIN pg_namespace n ON n.oid = c.relnamespace"
-				   " LEFT JOIN pg_am a ON a.oid = c.relam"
-				   " WHERE c.relkind IN ('r', 'p', 'm', 'v', 'f')"
-				   " ORDER BY t.id, c.oid",
-				   values,
-				   conn->version >= 140000 ? " AND NOT i.inhdetachpending" : "");
-	res = migrate_exec(conn, sql);
+	res = migrate_exec(conn, migrate_tree_query(values.data, conn->version, true));
 	for (int row = 0; row < PQntuples(res); row++)
-		note_relation(list_nth(sources, atoi(PQgetvalue(res, row, 0))),
-					  res, row, block_size);
+	{
+		int			id;
+		MigrateRelation *rel = migrate_tree_relation(res, row, &id);
+
+		note_relation(list_nth(sources, id), rel, block_size);
+	}
 	PQclear(res);
 }
 
@@ -247,6 +205,8 @@ binary_form_is_portable(Oid type)
 		case REGDICTIONARYOID:
 		case XMLOID:			/* names its encoding */
 		case MONEYOID:			/* digits by locale */
+		case INT2VECTOROID:		/* an empty one is sent but not received */
+		case OIDVECTOROID:
 			return false;
 	}
 	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type));
@@ -370,6 +330,7 @@ decide_transport(PlanSource *ps, MigrateJob *job)
 {
 	MigrateSource *src = ps->src;
 	const char *obstacle = NULL;
+	bool		wants_fdw = strcmp(job->transport, "fdw") == 0;
 
 	if (!ps->remote)
 		obstacle = "Its server is not the job's, or not behind postgres_fdw.";
@@ -381,7 +342,14 @@ decide_transport(PlanSource *ps, MigrateJob *job)
 				 errmsg("source \"%s\" cannot be read by COPY", src->label),
 				 errdetail("%s", obstacle),
 				 errhint("Set the job's option transport to \"auto\".")));
-	src->transport = obstacle || strcmp(job->transport, "fdw") == 0 ? 'f' : 'c';
+	if (src->only_parent && (obstacle || wants_fdw))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("source \"%s\" cannot be read without the tables that inherit from it",
+						src->label),
+				 errdetail("%s", obstacle ? obstacle : "A foreign scan always reads them too."),
+				 errhint("Set the job's option transport to \"copy\" or \"auto\", or remove the tables that inherit from it from the job.")));
+	src->transport = obstacle || wants_fdw ? 'f' : 'c';
 }
 
 /* Replace the leaves by one: the root with all that is below it. */
@@ -392,6 +360,7 @@ read_through_root(PlanSource *ps)
 
 	*leaf = ps->root;
 	leaf->oid = leaf->filenode = InvalidOid;
+	leaf->fingerprint = migrate_tree_fingerprint(ps->relations);
 	leaf->heap = false;
 	leaf->blocks = 0;
 	ps->leaves = list_make1(leaf);
@@ -540,6 +509,8 @@ read_by_wrapper(PlanSource *ps)
 	migrate_append_from(&name, ps->src, NULL);
 	leaf->relation = name.data;
 	leaf->bytes = ps->bytes;
+	if (ps->remote)
+		leaf->fingerprint = migrate_tree_fingerprint(ps->relations);
 	ps->leaves = list_make1(leaf);
 	if (!ps->remote)
 	{
@@ -614,10 +585,12 @@ plans_as_json(List *sources, MigrateJob *job, StringInfo tables, StringInfo leav
 			PlanLeaf   *leaf = lfirst(lc2);
 
 			appendStringInfo(leaves, "%s{\"id\":%d,\"no\":%d,\"oid\":%u,\"filenode\":%u,"
+							 "\"fingerprint\":\"%s\","
 							 "\"blocks\":" INT64_FORMAT ",\"weight\":" INT64_FORMAT
 							 ",\"size\":" INT64_FORMAT ",\"relation\":",
 							 leaves->len > 1 ? "," : "", src->source_id,
 							 foreach_current_index(lc2) + 1, leaf->oid, leaf->filenode,
+							 leaf->fingerprint ? leaf->fingerprint : "",
 							 leaf->blocks, leaf->bytes / BLCKSZ,
 							 first_chunk_size(src, job));
 			escape_json(leaves, leaf->relation);
@@ -654,11 +627,12 @@ store_plans(List *sources, MigrateJob *job)
 	values[0] = CStringGetTextDatum(leaves.data);
 	values[1] = Int32GetDatum(job->job_id);
 	migrate_spi_exec("INSERT INTO migrate.leaf (source_id, leaf_no, job_id, relation,"
-					 " remote_oid, remote_filenode, blocks, weight, chunk_size)"
+					 " remote_oid, remote_filenode, fingerprint, blocks, weight, chunk_size)"
 					 " SELECT r.id, r.no, $2, r.relation, nullif(r.oid, 0),"
-					 " nullif(r.filenode, 0), r.blocks, r.weight, r.size FROM pg_catalog.jsonb_to_recordset($1::jsonb) AS r"
+					 " nullif(r.filenode, 0), nullif(r.fingerprint, ''), r.blocks, r.weight, r.size"
+					 " FROM pg_catalog.jsonb_to_recordset($1::jsonb) AS r"
 					 " (id int, no int, relation text, oid oid, filenode oid,"
-					 "  blocks bigint, weight bigint, size bigint)",
+					 "  fingerprint text, blocks bigint, weight bigint, size bigint)",
 					 2, types, values, NULL, SPI_OK_INSERT);
 	SPI_finish();
 }

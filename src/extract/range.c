@@ -32,6 +32,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "nodes/plannodes.h"
+#include "parser/parse_oper.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -174,7 +175,8 @@ migrate_append_columns(StringInfo buf, MigrateSource *src)
 
 /*
  * The relation.  A leaf is read without its children, which are leaves of
- * their own; one without an OID stands for the whole tree.
+ * their own; one without an OID stands for the whole tree, unless that is not
+ * wanted.
  */
 void
 migrate_append_from(StringInfo buf, MigrateSource *src, MigrateRange *range)
@@ -185,11 +187,14 @@ migrate_append_from(StringInfo buf, MigrateSource *src, MigrateRange *range)
 		appendStringInfoChar(buf, '.');
 		append_ident(buf, get_rel_name(src->foreign_table));
 	}
-	else if (range)
-		appendStringInfo(buf, "%s%s", OidIsValid(range->remote_oid) ? "ONLY " : "",
+	else if (range && range->relation)
+		appendStringInfo(buf, "%s%s",
+						 OidIsValid(range->remote_oid) || src->only_parent ? "ONLY " : "",
 						 range->relation);
 	else
 	{
+		if (src->only_parent)
+			appendStringInfoString(buf, "ONLY ");
 		append_ident(buf, src->remote_schema);
 		appendStringInfoChar(buf, '.');
 		append_ident(buf, src->remote_table);
@@ -233,6 +238,34 @@ append_any_null(StringInfo buf, MigrateSource *src)
 	}
 }
 
+/*
+ * A value of key column k.  Its type follows from the column's, but for reg*
+ * types: they are compared as oid, and their names are none.
+ */
+static void
+append_key_value(StringInfo buf, MigrateSource *src, int k, const char *value)
+{
+	Oid			type = src->columns[src->keys[k]].type;
+
+	appendStringInfoString(buf, quote_literal_cstr(value));
+	switch (type)
+	{
+		case REGPROCOID:
+		case REGPROCEDUREOID:
+		case REGOPEROID:
+		case REGOPERATOROID:
+		case REGCLASSOID:
+		case REGCOLLATIONOID:
+		case REGTYPEOID:
+		case REGROLEOID:
+		case REGNAMESPACEOID:
+		case REGCONFIGOID:
+		case REGDICTIONARYOID:
+			appendStringInfo(buf, "::pg_catalog.%s", format_type_be(type));
+			break;
+	}
+}
+
 /* (k1, k2) <op> ('v1', 'v2'), as one row comparison */
 static void
 append_row_comparison(StringInfo buf, MigrateSource *src, const char *op, char **key)
@@ -246,7 +279,11 @@ append_row_comparison(StringInfo buf, MigrateSource *src, const char *op, char *
 	}
 	appendStringInfo(buf, ") OPERATOR(pg_catalog.%s) (", op);
 	for (int k = 0; k < src->nkeys; k++)
-		appendStringInfo(buf, "%s%s", k > 0 ? ", " : "", quote_literal_cstr(key[k]));
+	{
+		if (k > 0)
+			appendStringInfoString(buf, ", ");
+		append_key_value(buf, src, k, key[k]);
+	}
 	appendStringInfoChar(buf, ')');
 }
 
@@ -255,7 +292,8 @@ append_one_comparison(StringInfo buf, MigrateSource *src, int k, const char *op,
 					  const char *value)
 {
 	append_key(buf, src, k);
-	appendStringInfo(buf, " OPERATOR(pg_catalog.%s) %s", op, quote_literal_cstr(value));
+	appendStringInfo(buf, " OPERATOR(pg_catalog.%s) ", op);
+	append_key_value(buf, src, k, value);
 }
 
 /*
@@ -344,6 +382,30 @@ append_block_range(StringInfo buf, MigrateRange *range)
 		appendStringInfo(buf, " AND ctid < '(" INT64_FORMAT ",0)'::tid", range->block_hi);
 }
 
+/*
+ * k1 = 'v1' AND k2 IS NULL ...: by pg_catalog's equality where it serves the
+ * type, else by the text form, which is right but uses no index.
+ */
+static void
+append_key_at(StringInfo buf, MigrateSource *src, char **key)
+{
+	for (int k = 0; k < src->nkeys; k++)
+	{
+		Oid			type = src->columns[src->keys[k]].type;
+		List	   *name = list_make2(makeString("pg_catalog"), makeString("="));
+
+		if (k > 0)
+			appendStringInfoString(buf, " AND ");
+		append_column(buf, src, src->keys[k]);
+		if (key[k] == NULL)
+			appendStringInfoString(buf, " IS NULL");
+		else
+			appendStringInfo(buf, "%s OPERATOR(pg_catalog.=) %s",
+							 OidIsValid(compatible_oper_opid(name, type, type, true)) ?
+							 "" : "::pg_catalog.text", quote_literal_cstr(key[k]));
+	}
+}
+
 /* " WHERE ..." for a range, nothing for one that is open at both ends. */
 void
 migrate_append_where(StringInfo buf, MigrateSource *src, MigrateRange *range)
@@ -353,6 +415,12 @@ migrate_append_where(StringInfo buf, MigrateSource *src, MigrateRange *range)
 
 	if (range == NULL)
 		return;
+	if (range->key_at)
+	{
+		appendStringInfoString(buf, " WHERE ");
+		append_key_at(buf, src, range->key_at);
+		return;
+	}
 	blocks = range->block_lo > 0 || range->block_hi >= 0 ||
 		range->off_lo > 0 || range->off_hi > 0;
 	keys = range->key_lo || range->key_hi;
@@ -469,6 +537,13 @@ key_after(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 	migrate_append_order(&sql, src);
 	appendStringInfo(&sql, " OFFSET " INT64_FORMAT " LIMIT 1", offset);
 	return query_row(conn, src, sql.data, src->nkeys);
+}
+
+/* The lowest key of a range without nulls in it, NULL when there is none. */
+char	  **
+migrate_range_first_key(MigrateConn *conn, MigrateSource *src, MigrateRange *range)
+{
+	return key_after(conn, src, range, ">=", 0);
 }
 
 /*

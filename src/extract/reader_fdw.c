@@ -139,8 +139,10 @@ migrate_fdw_reader_next(MigrateReader *reader, Datum *values, bool *nulls,
 	FdwReader  *fdw = reader->fdw;
 	MinimalTuple row;
 
+	reader->converting = true;
 	if (fdw->next >= fdw->n && !fetch_rows(fdw))
 		return false;
+	reader->converting = false;
 	row = fdw->rows[fdw->next++];
 	ExecStoreMinimalTuple(row, fdw->slot, false);
 	slot_getallattrs(fdw->slot);

@@ -286,6 +286,30 @@ migrate_exec_value(MigrateConn *conn, const char *sql)
 	return value;
 }
 
+/* Can the answer to what was sent be had without waiting?  Or its error. */
+bool
+migrate_remote_ready(MigrateConn *conn)
+{
+	return PQstatus(conn->pg) != CONNECTION_OK || PQconsumeInput(conn->pg) == 0 ||
+		!PQisBusy(conn->pg);
+}
+
+/* The answer to migrate_remote_start(): as migrate_exec_value(). */
+char *
+migrate_remote_value(MigrateConn *conn, const char *sql)
+{
+	PGresult   *res = last_result(conn);
+	char	   *value;
+
+	if (res == NULL)
+		migrate_report_conn_error(conn, sql);
+	if (!migrate_result_ok(res))
+		migrate_report_remote_error(res, conn, sql);
+	value = migrate_result_value(res, 0, 0);
+	PQclear(res);
+	return value;
+}
+
 /*
  * One message of a COPY TO STDOUT: its length and *buffer (for PQfreemem), or
  * -1 at the end of the data, whether by success or by error: the next result

@@ -1,18 +1,22 @@
 /*-------------------------------------------------------------------------
  *
  * snapshot.c
- *	  The transaction on the source around a chunk (P1), and waiting until
- *	  what was read there is durable there (P4).
+ *	  The transaction on the source around a chunk (P1, P2), and waiting
+ *	  until what was read there is durable there (P4).
  *
  * Runs in loaders and wherever else a range is read.  On the source it holds
  * ACCESS SHARE on one leaf and one snapshot, for one chunk.
  *
- *	  BEGIN -> LOCK leaf -> snapshot, positions, oid and relfilenode
+ *	  BEGIN -> LOCK leaf -> snapshot, positions, oid, relfilenode, fingerprint
  *	        -> (reader) -> wait until durable -> COMMIT
  *
  * The lock comes first since it takes no snapshot: a rewrite that commits
  * while we wait for it is then either visible to the snapshot and found by the
- * comparison, or did not happen.  A crash here ends the connection and with it
+ * comparison, or did not happen.  What the comparison finds:
+ *
+ *	  new storage; another table with the same columns	-> rewritten
+ *	  other columns; another place in its tree; gone	-> drift
+ *  A crash here ends the connection and with it
  * the transaction.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
@@ -40,22 +44,31 @@ parse_lsn(const char *s)
 		InvalidXLogRecPtr;
 }
 
+/* Is the range of a tree that is read through its root? */
+static bool
+through_root(MigrateRange *range)
+{
+	return !OidIsValid(range->remote_oid);
+}
+
 /*
  * How the leaf is locked.  LOCK TABLE wants a table, and SELECT on all of it;
- * where that is not so (a materialized view, column privileges) an empty
- * SELECT takes the same lock.  Its snapshot is then older than the lock, which
- * is harmless: relfilenode is looked up after it, in the catalog as it is.
+ * where that is not so (a view, column privileges) an empty SELECT takes the
+ * same lock.  Its snapshot is then older than the lock, which is harmless:
+ * relfilenode and column names are looked up after it, in the catalog as it
+ * is.
  */
 static char *
 lock_statement(MigrateRange *range, bool by_select)
 {
-	if (range == NULL || !OidIsValid(range->remote_oid))
+	const char *only;
+
+	if (range == NULL || (through_root(range) && range->fingerprint == NULL))
 		return "";
+	only = through_root(range) ? "" : "ONLY ";
 	if (by_select)
-		return psprintf("SELECT FROM ONLY %s LIMIT 0; ", range->relation);
-	if (!OidIsValid(range->remote_filenode))
-		return "";				/* a view: nothing to be rewritten */
-	return psprintf("LOCK TABLE ONLY %s IN ACCESS SHARE MODE; ", range->relation);
+		return psprintf("SELECT FROM %s%s LIMIT 0; ", only, range->relation);
+	return psprintf("LOCK TABLE %s%s IN ACCESS SHARE MODE; ", only, range->relation);
 }
 
 /*
@@ -63,16 +76,20 @@ lock_statement(MigrateRange *range, bool by_select)
  * read after the snapshot was taken (P4, P5).
  */
 static char *
-state_query(MigrateRange *range)
+state_query(MigrateConn *conn, MigrateSource *src, MigrateRange *range, bool by_select)
 {
 	char	   *relation = "NULL";
+	char	   *fingerprint = "NULL, NULL";
 
-	if (range && OidIsValid(range->remote_oid))
+	if (range && !through_root(range))
+	{
 		relation = psprintf("to_regclass(%s)", quote_literal_cstr(range->relation));
+		fingerprint = migrate_fingerprint_items(conn, src, relation, by_select);
+	}
 	return psprintf("SELECT pg_is_in_recovery(), pg_current_snapshot()::text,"
 					" CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_insert_lsn() END,"
 					" CASE WHEN NOT pg_is_in_recovery() THEN pg_current_wal_flush_lsn() END,"
-					" %s::oid, pg_relation_filenode(%s)", relation, relation);
+					" %s::oid, pg_relation_filenode(%s), %s", relation, relation, fingerprint);
 }
 
 /* Errors of the lock that mean: this is not the table of the plan. */
@@ -101,11 +118,88 @@ remember_not_lockable(MigrateConn *conn, Oid relation)
 	MemoryContextSwitchTo(oldcxt);
 }
 
+/* The relation of the plan is not there under its name: what became of it? */
+static void
+note_gone(MigrateConn *conn, MigrateRange *range, MigrateSourceTxn *txn)
+{
+	char	   *name;
+
+	if (range->fingerprint == NULL)
+	{
+		txn->rewritten = true;
+		return;
+	}
+	name = migrate_exec_value(conn,
+							  psprintf("SELECT quote_ident(n.nspname) || '.' || quote_ident(c.relname)"
+									   " FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
+									   " WHERE c.oid = %u", range->remote_oid));
+	txn->drift = psprintf("%s %s%s", range->relation,
+						  name ? "was renamed to " : "does not exist any more",
+						  name ? name : "");
+}
+
 /*
- * P1: open the transaction in which a range is read.  rewritten says that the
- * table is gone, another one, or has new storage since the plan.  For the fdw
- * transport the wrapper has its own transaction, and only what P4 needs is
- * noted.
+ * P1, P2: compare what is locked with the plan, by the result of the state
+ * query from column 4 on.
+ */
+static void
+compare_leaf(PGresult *res, MigrateRange *range, MigrateSourceTxn *txn)
+{
+	char	   *value = migrate_result_value(res, 0, 4);
+	Oid			oid = value ? atooid(value) : InvalidOid;
+	Oid			filenode;
+	bool		other = oid != range->remote_oid;
+	char	   *change;
+
+	value = migrate_result_value(res, 0, 5);
+	filenode = value ? atooid(value) : InvalidOid;
+	change = migrate_fingerprint_change(range->fingerprint,
+										migrate_result_value(res, 0, 6),
+										migrate_result_value(res, 0, 7), other);
+	if (change)
+		txn->drift = psprintf("%s %s%s", range->relation,
+							  other ? "is another table now, which " : "", change);
+	else
+		txn->rewritten = other || filenode != range->remote_filenode;
+}
+
+/* P2 for a tree that is read through its root: all of it is locked. */
+static void
+compare_tree(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
+			 MigrateSourceTxn *txn)
+{
+	StringInfoData values;
+	PGresult   *res;
+	List	   *relations = NIL;
+	char	   *missing = NULL;
+	char	   *change;
+
+	initStringInfo(&values);
+	migrate_tree_values(&values, 0, src);
+	res = migrate_exec(conn, migrate_tree_query(values.data, conn->version, false));
+	for (int row = 0; row < PQntuples(res); row++)
+	{
+		int			id;
+		MigrateRelation *rel = migrate_tree_relation(res, row, &id);
+
+		relations = lappend(relations, rel);
+		if (rel->is_root)
+			missing = rel->missing;
+	}
+	PQclear(res);
+	change = migrate_fingerprint_change(range->fingerprint,
+										migrate_tree_fingerprint(relations),
+										missing, false);
+	if (change)
+		txn->drift = psprintf("%s %s", range->relation, change);
+}
+
+/*
+ * P1, P2: open the transaction in which a range is read.  rewritten says that
+ * the table has new storage since the plan, or is another one that can be read
+ * in the same way; drift, that it cannot: a clause that begins with its name.
+ * Then the transaction is not to be used.  For the fdw transport the wrapper has
+ * its own transaction, and only what P4 needs is noted.
  */
 void
 migrate_source_begin(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
@@ -113,9 +207,6 @@ migrate_source_begin(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 {
 	PGresult   *res;
 	char	   *sql;
-	Oid			oid = InvalidOid;
-	Oid			filenode = InvalidOid;
-	char	   *value;
 	bool		by_select;
 
 	memset(txn, 0, sizeof(MigrateSourceTxn));
@@ -128,25 +219,29 @@ migrate_source_begin(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 	if (conn->pg && PQtransactionStatus(conn->pg) != PQTRANS_IDLE)
 		migrate_source_end(conn);
 
+	/* without storage: a view, or a foreign table */
 	by_select = range &&
-		list_member_oid(((RemoteConn *) conn)->not_lockable, range->remote_oid);
+		((!through_root(range) && !OidIsValid(range->remote_filenode)) ||
+		 list_member_oid(((RemoteConn *) conn)->not_lockable, range->remote_oid));
 	sql = psprintf(BEGIN_READING "%s%s", lock_statement(range, by_select),
-				   state_query(range));
+				   state_query(conn, src, range, by_select));
 	res = migrate_exec_try(conn, sql);
-	if (!by_select && wants_select(res))
+	if (range && !by_select && wants_select(res))
 	{
 		PQclear(res);
-		remember_not_lockable(conn, range->remote_oid);
+		if (!through_root(range))
+			remember_not_lockable(conn, range->remote_oid);
 		migrate_source_end(conn);
+		by_select = true;
 		sql = psprintf(BEGIN_READING "%s%s", lock_statement(range, true),
-					   state_query(range));
+					   state_query(conn, src, range, true));
 		res = migrate_exec_try(conn, sql);
 	}
-	if (says_gone(res))
+	if (range && says_gone(res))
 	{
 		PQclear(res);
 		migrate_source_end(conn);
-		txn->rewritten = true;
+		note_gone(conn, range, txn);
 		return;
 	}
 	if (!migrate_result_ok(res))
@@ -157,14 +252,11 @@ migrate_source_begin(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 	txn->insert_lsn = parse_lsn(migrate_result_value(res, 0, 2));
 	txn->durable = txn->in_recovery ||
 		parse_lsn(migrate_result_value(res, 0, 3)) >= txn->insert_lsn;
-	if ((value = migrate_result_value(res, 0, 4)) != NULL)
-		oid = atooid(value);
-	if ((value = migrate_result_value(res, 0, 5)) != NULL)
-		filenode = atooid(value);
-	if (range && OidIsValid(range->remote_oid))
-		txn->rewritten = oid != range->remote_oid ||
-			filenode != range->remote_filenode;
+	if (range && !through_root(range))
+		compare_leaf(res, range, txn);
 	PQclear(res);
+	if (range && through_root(range) && range->fingerprint)
+		compare_tree(conn, src, range, txn);
 }
 
 /*

@@ -50,7 +50,7 @@ read_source_row(MigrateSource *src, char ***keys, MemoryContext mcxt)
 	SPI_connect();
 	migrate_spi_exec("SELECT job_id, plan_no, source, foreign_table, remote_schema, "
 					 "remote_table, coalesce(transport, ''), coalesce(method, ''), "
-					 "coalesce(\"binary\", false), key_columns "
+					 "coalesce(\"binary\", false), key_columns, only_parent "
 					 "FROM migrate.source_table WHERE source_id = $1",
 					 1, types, values, NULL, SPI_OK_SELECT);
 	found = SPI_processed == 1;
@@ -71,6 +71,7 @@ read_source_row(MigrateSource *src, char ***keys, MemoryContext mcxt)
 		src->method = migrate_spi_text(0, 7)[0];
 		src->binary = DatumGetBool(SPI_getbinval(tuple, desc, 9, &isnull));
 		*keys = migrate_key_from_array(SPI_getbinval(tuple, desc, 10, &isnull), isnull);
+		src->only_parent = DatumGetBool(SPI_getbinval(tuple, desc, 11, &isnull));
 		MemoryContextSwitchTo(oldcxt);
 	}
 	SPI_finish();

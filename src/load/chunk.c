@@ -61,6 +61,7 @@ typedef struct ChunkState
 
 /* Why the chunk was given up; set with the error. */
 static char *budget_reason = NULL;
+static char *drift_reason = NULL;
 
 static int64
 dead_rows(ChunkState *state)
@@ -240,7 +241,7 @@ try_range(ChunkState *state, MigrateRange *range)
 		if (!state->reading)
 			PG_RE_THROW();
 		edata = CopyErrorData();
-		if (!migrate_error_is_of_row(edata->sqlerrcode))
+		if (!migrate_reader_error_is_of_row(*reader_p, edata))
 			PG_RE_THROW();
 		FlushErrorState();
 		state->reading = false;
@@ -382,6 +383,30 @@ ask_for_replan(ChunkState *state)
 }
 
 /*
+ * P2: the table can not be read as planned any more.  Nothing of the chunk
+ * stays; the job pauses, until the DBA has said what to do.
+ */
+static void
+give_up_for_drift(ChunkState *state)
+{
+	drift_reason = MemoryContextStrdup(TopMemoryContext, state->txn.drift);
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("chunk %lld was given up: %s",
+					(long long) state->chunk->chunk_id, state->txn.drift)));
+}
+
+/* The same after the chunk was rolled back; no error of a loader. */
+static void
+pause_for_drift(MigrateJob *job, MigrateChunk *chunk, const char *reason)
+{
+	StartTransactionCommand();
+	migrate_drift_pause(job, list_make1_int(chunk->source_id), reason);
+	CommitTransactionCommand();
+	migrate_abandoned = true;
+}
+
+/*
  * Constraints that are deferred would fail at the commit, and with them the
  * whole chunk instead of a row.
  */
@@ -429,6 +454,8 @@ load_chunk(ChunkState *state)
 	state->src = migrate_source_load(chunk->source_id);
 	if (state->conn)
 		migrate_source_begin(state->conn, state->src, &chunk->range, &state->txn);
+	if (state->txn.drift)
+		give_up_for_drift(state);
 	if (state->txn.rewritten)
 	{
 		ask_for_replan(state);
@@ -461,7 +488,8 @@ load_chunk(ChunkState *state)
  * Load a chunk.  Called outside a transaction; commits rows and checkpoint
  * together.  Returns false when the chunk was given up because the table was
  * rewritten (P1).  Throws with nothing loaded; when that is for too many dead
- * letters, the job's pause is committed before.
+ * letters, or since the table has changed (P2), the job's pause is committed
+ * before.
  */
 bool
 migrate_chunk_load(MigrateJob *job, MigrateConn *conn, MigrateChunk *chunk)
@@ -469,7 +497,7 @@ migrate_chunk_load(MigrateJob *job, MigrateConn *conn, MigrateChunk *chunk)
 	MemoryContext oldcxt = CurrentMemoryContext;
 	volatile bool loaded = false;
 
-	budget_reason = NULL;
+	budget_reason = drift_reason = NULL;
 	PG_TRY();
 	{
 		MemoryContext mcxt;
@@ -495,17 +523,21 @@ migrate_chunk_load(MigrateJob *job, MigrateConn *conn, MigrateChunk *chunk)
 	PG_CATCH();
 	{
 		ErrorData  *edata;
-		char	   *reason = budget_reason;
+		char	   *reason = budget_reason ? budget_reason : drift_reason;
+		bool		drift = drift_reason != NULL;
 
 		if (reason == NULL)
 			PG_RE_THROW();
 		MemoryContextSwitchTo(oldcxt);
 		edata = CopyErrorData();
 		FlushErrorState();
-		budget_reason = NULL;
+		budget_reason = drift_reason = NULL;
 		AbortOutOfAnyTransaction();
 		MemoryContextSwitchTo(oldcxt);
-		pause_for_chunk(job, reason);
+		if (drift)
+			pause_for_drift(job, chunk, reason);
+		else
+			pause_for_chunk(job, reason);
 		MemoryContextSwitchTo(oldcxt);
 		pfree(reason);
 		ReThrowError(edata);

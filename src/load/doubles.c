@@ -138,7 +138,7 @@ find_groups(Doubles *d)
 		appendStringInfo(&sql, ", %s::text", d->names[k]);
 		appendStringInfo(&keys, "%s%s", k > 0 ? ", " : "", d->names[k]);
 	}
-	appendStringInfo(&sql, " FROM %s WHERE %s", refetch_relation(d->map->target),
+	appendStringInfo(&sql, " FROM %s WHERE %s", migrate_target_name(d->map->target, d->src->only_parent),
 					 owned(d->map));
 	/* a unique key takes nulls for different */
 	for (int k = 0; k < d->nkeys; k++)
@@ -248,7 +248,7 @@ key_is_plain(Doubles *d)
 static void
 look_up_rows(Doubles *d)
 {
-	char	   *query = refetch_mapped_query(d->map, d->src);
+	char	   *query = refetch_mapped_query(d->job, d->map, d->src);
 	ListCell   *lc;
 
 	foreach(lc, d->groups)
@@ -285,7 +285,7 @@ scan_rows(Doubles *d)
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT migrate_g.migrate_n, %s FROM (%s\n) AS q JOIN %s ON true",
 					 refetch_mapped_row(d->src),
-					 refetch_mapped_query(d->map, d->src),
+					 refetch_mapped_query(d->job, d->map, d->src),
 					 groups_as_values(d, d->groups));
 	for (int k = 0; k < d->nkeys; k++)
 		appendStringInfo(&sql, " AND q.%s::%s %s migrate_g.migrate_k%d", d->names[k],
@@ -327,7 +327,7 @@ join_groups(Doubles *d)
 static void
 delete_rows(Doubles *d, List *groups, bool keep_one)
 {
-	char	   *target = refetch_relation(d->map->target);
+	char	   *target = migrate_target_name(d->map->target, d->src->only_parent);
 	char	   *sql;
 
 	if (groups == NIL)
@@ -426,14 +426,15 @@ migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *columns)
 			   *without = NIL;
 	ListCell   *lc;
 	char	   *lock = psprintf("LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE",
-								refetch_relation(d->map->target));
+								migrate_target_name(d->map->target, d->src->only_parent));
 
 	if (SPI_execute(lock, false, 0) != SPI_OK_UTILITY)
 		elog(ERROR, "could not run: %s", lock);
 	find_groups(d);
 	if (d->groups == NIL)
 		return;
-	if (list_length(d->groups) <= MAX_LOOKUPS && key_is_plain(d))
+	if (list_length(d->groups) <= MAX_LOOKUPS && key_is_plain(d) &&
+		!d->src->only_parent)
 		look_up_rows(d);
 	else
 		scan_rows(d);
@@ -461,7 +462,8 @@ migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *columns)
  * source's key as it is: then no two source rows can share a target key.
  */
 bool
-migrate_has_double(MigrateMapping *map, MigrateSource *src, const char *key)
+migrate_has_double(MigrateJob *job, MigrateMapping *map, MigrateSource *src,
+				   const char *key)
 {
 	char	   *query;
 	int			held = 0;
@@ -479,7 +481,7 @@ migrate_has_double(MigrateMapping *map, MigrateSource *src, const char *key)
 			}
 	if (held == src->nkeys || map->nkeys == 0)
 		return false;
-	query = refetch_mapped_query(map, src);
+	query = refetch_mapped_query(job, map, src);
 	initStringInfo(&same);
 	initStringInfo(&me);
 	initStringInfo(&other);

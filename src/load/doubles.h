@@ -23,7 +23,7 @@ extern void migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *colum
  * source row with this key (jsonb text)?  Writing that row would replace
  * theirs.  SPI connected.
  */
-extern bool migrate_has_double(MigrateMapping *map, MigrateSource *src,
-							   const char *key);
+extern bool migrate_has_double(MigrateJob *job, MigrateMapping *map,
+							   MigrateSource *src, const char *key);
 
 #endif							/* MIGRATE_DOUBLES_H */

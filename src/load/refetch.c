@@ -8,6 +8,10 @@
  * index serves it.  Literals and not parameters: a text that becomes a
  * timestamptz by a parameter is computed here, row by row.
  *
+ * A foreign scan cannot leave out what inherits from its table.  A source that
+ * is read without that (only_parent) is therefore read by COPY: into an
+ * ephemeral relation, as a whole, where a query is to be run on it.
+ *
  * Runs in the caller's session (replay, dry run) or the job worker (keys), in
  * its transaction.  Keeps no state.
  *
@@ -20,13 +24,20 @@
 #include "catalog/pg_operator.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/queryenvironment.h"
 #include "utils/syscache.h"
+#include "utils/tuplestore.h"
 #include "utils/typcache.h"
 
 #include "refetch.h"
+
+/* of ephemeral relations in this process */
+static int	refetch_serial = 0;
 
 /* A relation's name, quoted and qualified. */
 char *
@@ -107,13 +118,78 @@ replace_marker(const char *query, const char *marker, const char *by)
 	return psprintf("%.*s%s%s", (int) (at - query), query, by, at + strlen(marker));
 }
 
+/* All rows of the source (max_rows at most, 0: any number), by COPY. */
+static Tuplestorestate *
+read_rows(MigrateJob *job, MigrateSource *src, int64 max_rows, int64 *nrows)
+{
+	Tuplestorestate *store = tuplestore_begin_heap(false, false, work_mem);
+	MigrateConn *conn = migrate_connect(src->server, job->owner, job->name, "refetch",
+										job->connect_timeout_s);
+	MigrateSourceTxn txn;
+	MigrateReader *reader;
+	int			n = Max(src->ncolumns, 1);
+	Datum	   *values = palloc(sizeof(Datum) * n);
+	bool	   *nulls = palloc(sizeof(bool) * n);
+	int64		bytes;
+
+	*nrows = 0;
+	migrate_source_begin(conn, src, NULL, &txn);
+	reader = migrate_reader_open(conn, src, NULL, job->fetch_size);
+	while ((max_rows == 0 || *nrows < max_rows) &&
+		   migrate_reader_next(reader, values, nulls, &bytes))
+	{
+		tuplestore_putvalues(store, src->rowdesc, values, nulls);
+		(*nrows)++;
+	}
+	if (max_rows > 0 && *nrows == max_rows)
+		migrate_reader_abort(reader);
+	else
+		migrate_reader_close(reader);
+	migrate_source_end(conn);
+	migrate_disconnect(conn);
+	return store;
+}
+
 /*
- * The mapping's query over the foreign table: target columns by their names,
+ * The foreign table's name, or of a source that is read without what inherits
+ * from it, that of an ephemeral relation with its rows.  They are read once
+ * for each SPI level, and live as long as src.
+ */
+char *
+refetch_source(MigrateJob *job, MigrateSource *src, int64 max_rows)
+{
+	EphemeralNamedRelation enr;
+	MemoryContext old;
+	int64		nrows;
+	int			rc;
+
+	if (!src->only_parent)
+		return refetch_relation(src->foreign_table);
+	if (src->refetched)
+		return src->refetched;
+	old = MemoryContextSwitchTo(GetMemoryChunkContext(src));
+	enr = palloc0(sizeof(EphemeralNamedRelationData));
+	enr->md.name = psprintf("migrate_source_%d_%d", src->source_id, refetch_serial++);
+	enr->md.reliddesc = InvalidOid;
+	enr->md.tupdesc = src->rowdesc;
+	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
+	enr->reldata = read_rows(job, src, max_rows, &nrows);
+	enr->md.enrtuples = nrows;
+	src->refetched = enr->md.name;
+	MemoryContextSwitchTo(old);
+	rc = SPI_register_relation(enr);
+	if (rc != SPI_OK_REL_REGISTER)
+		elog(ERROR, "could not register source rows: %s", SPI_result_code_string(rc));
+	return src->refetched;
+}
+
+/*
+ * The mapping's query over the source's rows: target columns by their names,
  * and the source row's columns as migrate_s1, migrate_s2, ...  To be planned
  * under the mapping's search_path.
  */
 char *
-refetch_mapped_query(MigrateMapping *map, MigrateSource *src)
+refetch_mapped_query(MigrateJob *job, MigrateMapping *map, MigrateSource *src)
 {
 	StringInfoData buf;
 
@@ -124,8 +200,7 @@ refetch_mapped_query(MigrateMapping *map, MigrateSource *src)
 						 quote_identifier(src->columns[i].name), i + 1);
 	return replace_marker(replace_marker(map->query, "SELECT /*migrate*/ ", buf.data),
 						  "FROM /*migrate*/ source",
-						  psprintf("FROM %s AS source",
-								   refetch_relation(src->foreign_table)));
+						  psprintf("FROM %s AS source", refetch_source(job, src, 0)));
 }
 
 /* The list migrate_s1, migrate_s2, ... of the above. */
@@ -160,16 +235,21 @@ refetch_add(MigrateBatch *batch, int64 row, int first)
 	pfree(nulls);
 }
 
-/* Run a query on the foreign table and add all its rows. */
+/*
+ * Run a query on the foreign table (or a stored row) and add all its rows.
+ */
 static void
-fetch_into(MigrateBatch *batch, const char *sql)
+fetch_into(MigrateBatch *batch, const char *sql, bool stored)
 {
+	int			level = migrate_input_settings(stored);
+
 	/* not read only: a snapshot of now, for foreign data wrappers that care */
 	if (SPI_execute(sql, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "reading source rows failed: %s", sql);
 	for (int64 i = 0; i < SPI_processed; i++)
 		refetch_add(batch, i, 0);
 	SPI_freetuptable(SPI_tuptable);
+	migrate_input_settings_end(level);
 }
 
 /* The value of a key column in a key's jsonb text; NULL for null. */
@@ -207,7 +287,7 @@ refetch_by_key(MigrateSource *src, const char *key, MigrateBatch *batch)
 		else
 			appendStringInfoString(&sql, " IS NULL");
 	}
-	fetch_into(batch, sql.data);
+	fetch_into(batch, sql.data, false);
 }
 
 void
@@ -217,7 +297,7 @@ refetch_stored(MigrateSource *src, const char *row, MigrateBatch *batch)
 			   psprintf("SELECT %s FROM jsonb_populate_record(NULL::%s, %s::jsonb) AS r",
 						refetch_column_list(src, "r."),
 						refetch_relation(src->foreign_table),
-						quote_literal_cstr(row)));
+						quote_literal_cstr(row)), true);
 }
 
 void

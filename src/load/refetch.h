@@ -18,8 +18,15 @@ extern char *refetch_relation(Oid relid);
 extern char *refetch_type(Oid type, int32 typmod);
 extern char *refetch_equals(Oid type);
 extern char *refetch_column_list(MigrateSource *src, const char *prefix);
-extern char *refetch_mapped_query(MigrateMapping *map, MigrateSource *src);
+extern char *refetch_mapped_query(MigrateJob *job, MigrateMapping *map,
+								  MigrateSource *src);
 extern char *refetch_mapped_row(MigrateSource *src);
+
+/*
+ * What to read the source's rows from, in a query of the current SPI level:
+ * the foreign table, or rows that are fetched now (max_rows at most, 0: all).
+ */
+extern char *refetch_source(MigrateJob *job, MigrateSource *src, int64 max_rows);
 
 /* Rows of the last SPI result, from column "first" (0 based), into a batch. */
 extern void refetch_add(MigrateBatch *batch, int64 row, int first);

@@ -287,9 +287,28 @@ same_bytes(const char *a, const char *b)
 	return same;
 }
 
+/*
+ * The leaf of a source by its name: a parent is read without its children,
+ * which have rows at the same places.
+ */
+static Oid
+leaf_oid(MigrateSource *src, const char *relation)
+{
+	Oid			types[] = {INT4OID, TEXTOID};
+	Datum		values[] = {Int32GetDatum(src->source_id), CStringGetTextDatum(relation)};
+	Oid			oid;
+
+	migrate_spi_exec("SELECT remote_oid FROM migrate.leaf"
+					 " WHERE source_id = $1 AND relation = $2",
+					 2, types, values, NULL, SPI_OK_SELECT);
+	oid = SPI_processed > 0 ? (Oid) migrate_spi_int64(0, 0, 0) : InvalidOid;
+	SPI_freetuptable(SPI_tuptable);
+	return oid;
+}
+
 /* "(block,line) of relation" as a range of that one row. */
 static bool
-parse_place(const char *raw, MigrateRange *range)
+parse_place(MigrateSource *src, const char *raw, MigrateRange *range)
 {
 	char	   *at = refetch_key_value(raw, "at");
 	char	   *relation;
@@ -301,11 +320,56 @@ parse_place(const char *raw, MigrateRange *range)
 		return false;
 	memset(range, 0, sizeof(MigrateRange));
 	range->relation = relation + strlen(" of ");
+	range->remote_oid = leaf_oid(src, range->relation);
 	range->block_lo = block;
 	range->block_hi = (int64) block + 1;
 	range->off_lo = line;
 	range->off_hi = line + 1;
 	return true;
+}
+
+static void
+connect_source(Replay *replay, ReplayTarget *t)
+{
+	MigrateSourceTxn txn;
+
+	replay->conn = migrate_connect(t->src->server, replay->job->owner,
+								   replay->job->name, "replay",
+								   replay->job->connect_timeout_s);
+	migrate_source_begin(replay->conn, t->src, NULL, &txn);
+}
+
+/* All rows of a range into the batch, over the connection just made. */
+static void
+fetch_range(Replay *replay, ReplayTarget *t, MigrateRange *range, MigrateBatch *batch)
+{
+	Datum	   *values = palloc(sizeof(Datum) * Max(t->src->ncolumns, 1));
+	bool	   *nulls = palloc(sizeof(bool) * Max(t->src->ncolumns, 1));
+	int64		bytes;
+
+	replay->reader = migrate_reader_open(replay->conn, t->src, range,
+										 replay->job->fetch_size);
+	while (migrate_reader_next(replay->reader, values, nulls, &bytes))
+		migrate_batch_add(batch, values, nulls, bytes);
+	migrate_reader_close(replay->reader);
+	replay->reader = NULL;
+	migrate_source_end(replay->conn);
+	migrate_disconnect(replay->conn);
+	replay->conn = NULL;
+}
+
+/* By its key, without the tables that inherit from the source's. */
+static void
+fetch_by_key(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *batch)
+{
+	MigrateSource *src = t->src;
+	MigrateRange range = {.block_hi = -1};
+
+	range.key_at = palloc(sizeof(char *) * src->nkeys);
+	for (int k = 0; k < src->nkeys; k++)
+		range.key_at[k] = refetch_key_value(letter->key, src->columns[src->keys[k]].name);
+	connect_source(replay, t);
+	fetch_range(replay, t, &range, batch);
 }
 
 /*
@@ -317,43 +381,30 @@ static void
 fetch_by_place(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *batch)
 {
 	MigrateRange range;
-	MigrateSourceTxn txn;
 	char	   *key,
 			   *raw;
-	Datum	   *values = palloc(sizeof(Datum) * Max(t->src->ncolumns, 1));
-	bool	   *nulls = palloc(sizeof(bool) * Max(t->src->ncolumns, 1));
-	int64		bytes;
 
-	if (t->src->transport != 'c' || !parse_place(letter->raw, &range))
+	if (t->src->transport != 'c' || !parse_place(t->src, letter->raw, &range))
 		ereport(ERROR,
 				(errcode(ERRCODE_NO_DATA),
 				 errmsg("the row has no key and no place by which it could be read again"),
 				 errhint("Load it by hand or copy the table again with migrate_recopy, then discard the letter.")));
-	replay->conn = migrate_connect(t->src->server, replay->job->owner,
-								   replay->job->name, "replay",
-								   replay->job->connect_timeout_s);
-	migrate_source_begin(replay->conn, t->src, NULL, &txn);
+	connect_source(replay, t);
 	migrate_range_raw(replay->conn, t->src, &range, &key, &raw);
 	if (!same_bytes(raw, letter->raw))
 		ereport(ERROR,
 				(errcode(ERRCODE_NO_DATA),
 				 errmsg("the row has no key, and is not at its place any more as it was"),
 				 errhint("Load it by hand or copy the table again with migrate_recopy, then discard the letter.")));
-	replay->reader = migrate_reader_open(replay->conn, t->src, &range,
-										 replay->job->fetch_size);
-	while (migrate_reader_next(replay->reader, values, nulls, &bytes))
-		migrate_batch_add(batch, values, nulls, bytes);
-	migrate_reader_close(replay->reader);
-	replay->reader = NULL;
-	migrate_source_end(replay->conn);
-	migrate_disconnect(replay->conn);
-	replay->conn = NULL;
+	fetch_range(replay, t, &range, batch);
 }
 
 static void
 fetch_letter(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *batch)
 {
-	if (letter->key && t->src->nkeys > 0)
+	if (letter->key && t->src->nkeys > 0 && t->src->only_parent)
+		fetch_by_key(replay, t, letter, batch);
+	else if (letter->key && t->src->nkeys > 0)
 		refetch_by_key(t->src, letter->key, batch);
 	else if (letter->source_row)
 		refetch_stored(t->src, letter->source_row, batch);
@@ -384,7 +435,8 @@ fetch_row(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *batch,
 	{
 		MemoryContextSwitchTo(mcxt);
 		*edata = CopyErrorData();
-		if (!migrate_error_is_of_row((*edata)->sqlerrcode))
+		if (!migrate_error_is_of_row((*edata)->sqlerrcode) &&
+			!(letter->raw && migrate_error_can_be_of_value(*edata)))
 			PG_RE_THROW();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();
@@ -448,7 +500,7 @@ replay_letter(Replay *replay, Letter *letter)
 		close_letter(letter, "superseded");
 		replay->superseded++;
 	}
-	else if (letter->key && migrate_has_double(t->map, t->src, letter->key))
+	else if (letter->key && migrate_has_double(replay->job, t->map, t->src, letter->key))
 	{
 		ErrorData	taken = {.sqlerrcode = ERRCODE_UNIQUE_VIOLATION};
 

@@ -214,6 +214,13 @@ equality_operator(MigrateWriter *writer, int k)
 	return result;
 }
 
+/* The target where its rows are looked for: see target.c. */
+static char *
+rows_of_target(MigrateWriter *writer)
+{
+	return migrate_target_name(writer->map->target, writer->src->only_parent);
+}
+
 /* The row that is there: by the key map, among those that are ours. */
 static void
 append_found(StringInfo buf, MigrateWriter *writer)
@@ -252,7 +259,7 @@ update_statement(MigrateWriter *writer)
 	bool		first = true;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "UPDATE %s SET ", migrate_writer_target(writer));
+	appendStringInfo(&buf, "UPDATE %s SET ", rows_of_target(writer));
 	for (int i = 0; i < map->ncolumns; i++)
 	{
 		/* in the key, where it has the value already */
@@ -274,7 +281,7 @@ delete_statement(MigrateWriter *writer)
 
 	initStringInfo(&buf);
 	appendStringInfo(&buf, "DELETE FROM %s USING " MAPPED_NAME " AS migrate_m WHERE ",
-					 migrate_writer_target(writer));
+					 rows_of_target(writer));
 	append_found(&buf, writer);
 	return buf.data;
 }
@@ -298,7 +305,7 @@ insert_statement(MigrateWriter *writer, bool only_new)
 	if (only_new)
 	{
 		appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s WHERE ",
-						 migrate_writer_target(writer));
+						 rows_of_target(writer));
 		append_found(&buf, writer);
 		appendStringInfoChar(&buf, ')');
 	}

@@ -304,6 +304,7 @@ pin_output_settings(void)
 		{"timezone", "UTC"},
 		{"bytea_output", "hex"},
 		{"extra_float_digits", "3"},
+		{"lc_monetary", "C"},
 	};
 	int			nestlevel = NewGUCNestLevel();
 

@@ -239,7 +239,7 @@ run_sample(DryRun *run, int sample_rows)
 
 	SPI_connect();
 	sql = psprintf("SELECT %s FROM %s LIMIT %d", refetch_column_list(run->src, ""),
-				   refetch_relation(run->src->foreign_table), sample_rows);
+				   refetch_source(run->job, run->src, sample_rows), sample_rows);
 	if (SPI_execute(sql, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "reading source rows failed: %s", sql);
 	n = SPI_processed;

@@ -230,7 +230,7 @@ try_read_range(ValidateEnds *ends, MigrateRange *range, MigrateBatch *batch,
 
 		MemoryContextSwitchTo(mcxt);
 		edata = CopyErrorData();
-		if (!migrate_error_is_of_row(edata->sqlerrcode))
+		if (!migrate_reader_error_is_of_row(reader, edata))
 			PG_RE_THROW();
 		FlushErrorState();
 		FreeErrorData(edata);
@@ -345,7 +345,8 @@ copied_ranges(ValidateEnds *ends)
 static int64
 remote_count(ValidateEnds *ends)
 {
-	char	   *sql = psprintf("SELECT count(*) FROM %s",
+	char	   *sql = psprintf("SELECT count(*) FROM %s%s",
+							   ends->src->only_parent ? "ONLY " : "",
 							   quote_qualified_identifier(ends->src->remote_schema,
 														  ends->src->remote_table));
 
@@ -422,15 +423,14 @@ validate_scan_source(ValidateEnds *ends, ValidateSink *sink)
  * ----------------------------------------------------------------
  */
 
-/* FROM target [WHERE owns] */
+/* FROM [ONLY] target [WHERE owns] */
 static void
-append_from_target(StringInfo sql, MigrateMapping *map)
+append_from_target(StringInfo sql, ValidateEnds *ends)
 {
 	appendStringInfo(sql, " FROM %s",
-					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(map->target)),
-												get_rel_name(map->target)));
-	if (map->owns)
-		appendStringInfo(sql, " WHERE (%s)", map->owns);
+					 migrate_target_name(ends->map->target, ends->src->only_parent));
+	if (ends->map->owns)
+		appendStringInfo(sql, " WHERE (%s)", ends->map->owns);
 }
 
 /*
@@ -474,7 +474,7 @@ validate_scan_target(ValidateEnds *ends, ValidateSink *sink)
 	for (int i = 0; i < shape->ncolumns; i++)
 		appendStringInfo(&sql, "%s %s", i > 0 ? "," : "",
 						 quote_identifier(shape->columns[i].name));
-	append_from_target(&sql, ends->map);
+	append_from_target(&sql, ends);
 	plan = prepare_on_target(ends->map, sql.data);
 	portal = SPI_cursor_open(NULL, plan, NULL, NULL, true);
 	slot = MakeSingleTupleTableSlot(portal->tupDesc, &TTSOpsHeapTuple);
@@ -522,7 +522,7 @@ validate_count_target(ValidateEnds *ends)
 	SPI_connect();
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT count(*)");
-	append_from_target(&sql, ends->map);
+	append_from_target(&sql, ends);
 	plan = prepare_on_target(ends->map, sql.data);
 	if (SPI_execute_plan(plan, NULL, NULL, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "counting target rows failed");

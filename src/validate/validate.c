@@ -34,7 +34,9 @@ PGDLLEXPORT PG_FUNCTION_INFO_V1(migrate_validate);
 typedef struct Task
 {
 	int			mapping_id;
+	int			source_id;
 	char	   *target;
+	bool		watched;		/* compared with its plan first (P2) */
 	bool		copied;			/* the copy of its source table is over */
 	int64		dead;			/* open dead letters */
 } Task;
@@ -68,7 +70,9 @@ find_tasks(MigrateJob *job, const char *target)
 	SPI_connect();
 	migrate_spi_exec("SELECT m.mapping_id, m.target, s.state IN ('copied', 'done'),"
 					 " (SELECT count(*) FROM migrate.dead_letter d"
-					 "  WHERE d.mapping_id = m.mapping_id AND d.state = 'open')"
+					 "  WHERE d.mapping_id = m.mapping_id AND d.state = 'open'),"
+					 " m.source_id, EXISTS (SELECT FROM migrate.leaf l"
+					 "  WHERE l.source_id = m.source_id AND l.fingerprint IS NOT NULL)"
 					 " FROM migrate.mapping m JOIN migrate.source_table s USING (source_id)"
 					 " WHERE m.job_id = $1 AND ($2 IS NULL OR m.target = $2"
 					 "  OR m.target_oid = to_regclass($2)) ORDER BY m.target, m.mapping_id",
@@ -82,6 +86,8 @@ find_tasks(MigrateJob *job, const char *target)
 		task->target = migrate_spi_text(i, 1);
 		task->copied = strcmp(migrate_spi_text(i, 2), "t") == 0;
 		task->dead = migrate_spi_int64(i, 3, 0);
+		task->source_id = migrate_spi_int64(i, 4, 0);
+		task->watched = strcmp(migrate_spi_text(i, 5), "t") == 0;
 		tasks = lappend(tasks, task);
 	}
 	SPI_finish();
@@ -190,8 +196,45 @@ end_run(MigrateJob *job, Task *task, ValidateLevel level, int64 id,
 					  level_names[level], status);
 }
 
+/* The connection of all mappings; made, in conn_cxt, when it is needed first. */
+static void
+need_connection(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt)
+{
+	MemoryContext old;
+
+	if (*conn)
+		return;
+	old = MemoryContextSwitchTo(conn_cxt);
+	*conn = migrate_connect(job->server, job->owner, job->name, "validate",
+							job->connect_timeout_s);
+	MemoryContextSwitchTo(old);
+}
+
 /*
- * Validate one mapping.  *conn is made, in conn_cxt, when it is needed first.
+ * P2: sources that are not what was copied cannot be compared; the error names
+ * them.
+ */
+static void
+refuse_drift(MigrateJob *job, List *tasks, MigrateConn **conn, MemoryContext conn_cxt)
+{
+	List	   *ids = NIL;
+	ListCell   *lc;
+
+	foreach(lc, tasks)
+	{
+		Task	   *task = lfirst(lc);
+
+		if (task->watched)
+			ids = list_append_unique_int(ids, task->source_id);
+	}
+	if (ids == NIL)
+		return;
+	need_connection(job, conn, conn_cxt);
+	migrate_drift_refuse(job, ids, *conn);
+}
+
+/*
+ * Validate one mapping.
  */
 static void
 validate_mapping(MigrateJob *job, Task *task, ValidateLevel level,
@@ -213,14 +256,7 @@ validate_mapping(MigrateJob *job, Task *task, ValidateLevel level,
 	{
 		MigrateSourceTxn txn;
 
-		if (*conn == NULL)
-		{
-			MemoryContext old = MemoryContextSwitchTo(conn_cxt);
-
-			*conn = migrate_connect(job->server, job->owner, job->name, "validate",
-									job->connect_timeout_s);
-			MemoryContextSwitchTo(old);
-		}
+		need_connection(job, conn, conn_cxt);
 		ends.conn = *conn;
 		migrate_source_begin(ends.conn, ends.src, NULL, &txn);
 	}
@@ -253,6 +289,8 @@ validate_job(MigrateJob *job, List *tasks, ValidateLevel level,
 	{
 		ListCell   *lc;
 
+		MemoryContextSwitchTo(mcxt);
+		refuse_drift(job, tasks, (MigrateConn **) &conn, old);
 		foreach(lc, tasks)
 		{
 			MemoryContextSwitchTo(mcxt);

@@ -230,7 +230,10 @@ SELECT migrate_import('e2', 'public', 'old_e2', include => '{orders}');
 SELECT migrate_add_schema('e', 'public', 't', include => '{nope}');
 \echo :LAST_ERROR_SQLSTATE
 SELECT migrate_add_schema('e', 'public', 't', include => '{orders,nokey}');
+-- a source that the job reads already is skipped
 SELECT migrate_add_schema('e2', 'public', 't', include => '{orders}');
+SELECT migrate_create_job('e3', 'old') > 0 AS made;
+SELECT migrate_add_schema('e3', 'public', 't', include => '{orders}');
 \echo :LAST_ERROR_SQLSTATE
 
 -- remove_table
