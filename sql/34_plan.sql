@@ -707,6 +707,8 @@ AS $$
 #variable_conflict use_column
 DECLARE
 	vacuum	text := migrate._option($1.job_id, 'vacuum');
+	-- of a table that was there, preflight wants the key to be there too
+	all_targets boolean := migrate._option($1.job_id, 'indexes') <> 'auto' OR migrate._option($1.job_id, 'content') = 'data';
 	sizes	jsonb := '{}';
 BEGIN
 	IF migrate._is_postgres_fdw($1.server) THEN
@@ -730,8 +732,10 @@ BEGIN
 	RETURN QUERY
 	WITH target AS MATERIALIZED (
 		SELECT m.mapping_id, m.target_oid, m.target, m.key, m.many, s.foreign_table, c.relkind,
+			   EXISTS (SELECT FROM migrate.made_relation r WHERE r.target_oid = m.target_oid) AS made,
 			   m.mapping_id = min(m.mapping_id) OVER (PARTITION BY m.target_oid) AS first,
-			   (sizes ->> format('%I.%I', s.remote_schema, s.remote_table))::bigint AS size
+			   CASE WHEN s.remote_table IS NOT NULL
+					THEN (sizes ->> format('%I.%I', s.remote_schema, s.remote_table))::bigint END AS size
 		FROM migrate.mapping m
 		JOIN migrate.source_table s USING (source_id)
 		JOIN pg_class c ON c.oid = m.target_oid
@@ -757,7 +761,8 @@ BEGIN
 	)
 	-- P10
 	SELECT 'b:' || t.mapping_id, t.mapping_id, t.target_oid, t.target, 'doubles', k.list, NULL::text,
-		   format('SELECT %s, count(*) FROM %s GROUP BY %1$s HAVING count(*) > 1', k.list, t.target),
+		   -- not made: says what must not be there twice
+		   format('CREATE UNIQUE INDEX ON %s (%s)', t.target, k.list),
 		   10, coalesce(t.size, 0), NULL::text[], false, NULL::text
 	FROM target t
 	CROSS JOIN LATERAL (SELECT string_agg(quote_ident(e.key), ', ' ORDER BY e.key) AS list, array_agg(e.key) AS columns,
@@ -765,7 +770,7 @@ BEGIN
 												WHERE a.attrelid = t.foreign_table AND format('source.%I', a.attname) = e.value)) AS plain
 						FROM jsonb_each_text(t.key) e) k
 	WHERE t.key IS NOT NULL AND t.key <> '{}' AND NOT t.many AND k.plain
-	  AND t.target_oid <> ALL ($3)
+	  AND t.target_oid <> ALL ($3) AND (all_targets OR t.made)
 	  AND NOT EXISTS (SELECT FROM found f WHERE f.indrelid = t.target_oid AND f.columns <@ k.columns)
 	  AND NOT EXISTS (SELECT FROM migrate.post_step p WHERE p.mapping_id = t.mapping_id AND p.kind = 'key' AND p.state <> 'todo')
 	UNION ALL

@@ -246,6 +246,11 @@ BEGIN
 			HINT = 'Run the statements by hand, they are in the view migrate.steps.';
 	END IF;
 	failed := migrate._failed_steps(j, $2);
+	IF j.state = 'copied' AND $2 IS NULL THEN
+		-- planned since by migrate_refresh_schema
+		failed := failed || ARRAY(SELECT p.step_id FROM migrate.post_step p
+								  WHERE p.job_id = j.job_id AND p.state = 'todo' ORDER BY p.step_id);
+	END IF;
 	IF failed = '{}' THEN
 		RAISE NOTICE 'job "%" has no failed steps', $1;
 		RETURN 0;
@@ -272,7 +277,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION @extschema@.migrate_retry_steps(text, int[]) IS
-'tries failed steps again (null: all of the job) and lets the job run for them; returns how many. Errors: 42704 unknown job or step, 55000 a step has not failed, or the job is finished';
+'tries failed steps again (null: all of the job, and of a copied job those that were planned since) and lets the job run for them; returns how many. Errors: 42704 unknown job or step, 55000 a step has not failed, or the job is finished';
 
 CREATE FUNCTION @extschema@.migrate_skip_steps(job text, steps int[], reason text) RETURNS int
 LANGUAGE plpgsql VOLATILE

@@ -300,7 +300,7 @@ CALL work('mine');
 SELECT kind, target, object, error FROM migrate.steps WHERE job = 'mine' AND state = 'failed';
 SELECT tablename, indexdef, tablespace FROM pg_indexes WHERE schemaname = 'mine' ORDER BY indexname COLLATE "C";
 SELECT conrelid::regclass, conname, pg_get_constraintdef(oid), convalidated FROM pg_constraint
-WHERE connamespace = 'mine'::regnamespace AND conparentid = 0 AND contype <> 'n' ORDER BY 1::text COLLATE "C", 2;
+WHERE connamespace = 'mine'::regnamespace AND conparentid = 0 AND contype <> 'n' ORDER BY conrelid::regclass::text COLLATE "C", conname COLLATE "C";
 SELECT kind, count(*), count(*) FILTER (WHERE migrate._step_is_there(step)) AS there
 FROM migrate.steps WHERE job = 'mine' AND phase < 50 AND state <> 'skipped' GROUP BY 1 ORDER BY 1;
 
