@@ -89,7 +89,8 @@ AS $$
 						'storage', CASE WHEN a.attstorage <> ty.typstorage THEN a.attstorage END,
 						'compression', nullif(to_jsonb(a) ->> 'attcompression', ''),
 						'statistics', CASE WHEN a.attstattarget >= 0 THEN a.attstattarget END,
-						'options', a.attoptions,
+						-- less a key that later minor versions keep to themselves
+						'options', (SELECT json_agg(o) FROM unnest(a.attoptions) o WHERE o NOT LIKE 'pg\_attver=%%'),
 						'collation', CASE WHEN a.attcollation <> ty.typcollation
 										  THEN json_build_array(cn.nspname, co.collname) END,
 						'comment', col_description(c.oid, a.attnum))
@@ -177,6 +178,13 @@ BEGIN
 				MESSAGE = format('type of column "%s" in column_types: %s', c.key, SQLERRM),
 				HINT = 'Write a type as in CREATE TABLE, for example "bigint" or "numeric(20,2)".';
 		END;
+		IF (SELECT count(*) FILTER (WHERE a.attcollation = t.typcollation) <> 1 OR count(*) <> 1
+			FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+			WHERE a.attrelid = to_regclass(name) AND a.attnum > 0) THEN
+			RAISE EXCEPTION USING ERRCODE = '22023',
+				MESSAGE = format('type of column "%s" in column_types is not a type alone: %s', c.key, c.value #>> '{}'),
+				HINT = 'The column keeps its collation. For more than another type make the target with target_definition.';
+		END IF;
 		SELECT jsonb_build_array(format_type(a.atttypid, a.atttypmod), a.attcollation <> 0, a.attstorage <> 'p')
 		INTO found
 		FROM pg_attribute a WHERE a.attrelid = to_regclass(name) AND a.attnum = 1;
@@ -355,6 +363,16 @@ $$;
 COMMENT ON FUNCTION migrate._place_targets(migrate.job, oid[], text[], text[], jsonb, text, jsonb) IS
 'what the source says of the tables that foreign tables read, and of their partitions, with the places they get here; parents first. Arguments as _make_targets';
 
+CREATE FUNCTION migrate._is_adopted(r jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT coalesce(jsonb_typeof($1 -> 'inherits') = 'array'
+					AND NOT EXISTS (SELECT FROM jsonb_array_elements($1 -> 'columns') c WHERE NOT (c ->> 'local')::boolean), false)
+$$;
+COMMENT ON FUNCTION migrate._is_adopted(jsonb) IS
+'whether a relation, as _place_targets gives it, inherits but has all columns as its own, as ALTER TABLE ... INHERIT leaves it';
+
 /*
  * What makes one relation, in two ways: all at once (create and complete), or
  * with the parts that may fail one by one (bare and parts).
@@ -369,7 +387,9 @@ DECLARE
 	version	int := current_setting('server_version_num')::int;
 	target	text := $2 ->> 'target';
 	typed	boolean := $2 ->> 'of' IS NOT NULL;
-	inherits boolean := jsonb_typeof($2 -> 'inherits') = 'array';
+	-- all columns its own: it was made to inherit afterwards, and is so here
+	adopted	boolean := migrate._is_adopted($2);
+	inherits boolean := coalesce(jsonb_typeof($2 -> 'inherits') = 'array', false) AND NOT adopted;
 	whole	boolean := $2 ->> 'kind' = 'p' AND NOT ($2 ->> 'renamed')::boolean;
 	options	text := migrate._options_clause($2 -> 'options');
 	method	text := $2 ->> 'method';
@@ -380,6 +400,7 @@ DECLARE
 	alters	text[];
 	comments text[];
 BEGIN
+	inherits := inherits AND NOT adopted;
 	WITH col AS (
 		SELECT k.c, k.pos, h.h ->> 0 AS name, h.h ->> 1 AS type, h.h ->> 1 <> k.c ->> 'type' AS changed,
 			   (h.h ->> 2)::boolean AS collatable, (h.h ->> 3)::boolean AS toastable,
@@ -492,6 +513,10 @@ BEGIN
 	complete := coalesce(format('; ALTER TABLE ONLY %s ', target) || array_to_string(alters, ', '), '');
 	IF $2 ->> 'above' IS NOT NULL THEN
 		comments := comments || format('ALTER TABLE ONLY %s ATTACH PARTITION %s %s', $2 ->> 'above', target, $2 ->> 'bound');
+	END IF;
+	IF adopted THEN
+		comments := comments || ARRAY(SELECT format('ALTER TABLE ONLY %s INHERIT %s', target, i.name)
+									  FROM jsonb_array_elements_text($2 -> 'inherits') WITH ORDINALITY i(name, pos) ORDER BY i.pos);
 	END IF;
 	last := coalesce(array_to_string(comments, '; '), '');
 END
@@ -624,6 +649,18 @@ $$;
 COMMENT ON FUNCTION migrate._tell_unlike(jsonb, text, text) IS
 'a WARNING or NOTICE for each thing in which a relation, as _place_targets gives it, will be unlike the source; stored and nullable as _table_ddl gives them';
 
+/* Without the notices of what is merged with a parent. */
+CREATE FUNCTION migrate._execute_quietly(statement text) RETURNS void
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+SET client_min_messages = warning
+AS $$
+BEGIN
+	EXECUTE $1;
+END
+$$;
+COMMENT ON FUNCTION migrate._execute_quietly(text) IS 'runs a statement without notices';
+
 /*
  * "boldly": all at once, any error is the caller's; else what may be left out
  * is tried by itself.
@@ -638,10 +675,10 @@ DECLARE
 BEGIN
 	SELECT * INTO d FROM migrate._table_ddl($1, $2);
 	IF $3 THEN
-		EXECUTE d."create" || d.complete;
+		PERFORM migrate._execute_quietly(d."create" || d.complete);
 	ELSE
 		BEGIN
-			EXECUTE d.bare;
+			PERFORM migrate._execute_quietly(d.bare);
 		EXCEPTION
 			WHEN insufficient_privilege OR duplicate_table THEN
 				RAISE;
@@ -653,7 +690,7 @@ BEGIN
 		END;
 		PERFORM migrate._make_parts(target, d.parts);
 	END IF;
-	IF jsonb_typeof($2 -> 'inherits') = 'array' THEN
+	IF jsonb_typeof($2 -> 'inherits') = 'array' AND NOT migrate._is_adopted($2) THEN
 		PERFORM migrate._make_parts(target, migrate._inherited_parts($1, $2));
 	END IF;
 	IF d.last <> '' THEN
@@ -856,7 +893,7 @@ $$;
 COMMENT ON FUNCTION migrate._set_only_parent(migrate.job) IS
 'sets source_table.only_parent of a job: true for those from which another table inherits that the job reads too; a WARNING names those of them that it does not read';
 
-/* The comment of a schema that the job made. */
+/* The comment of a schema that has none here. */
 CREATE FUNCTION migrate._comment_schema(j migrate.job, source_schema text, target_schema text) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -865,8 +902,7 @@ DECLARE
 	comment	text;
 BEGIN
 	IF migrate._is_postgres_fdw($1.server)
-		AND EXISTS (SELECT FROM migrate.made_object m
-					WHERE m.job_id = $1.job_id AND m.kind = 'schema' AND m.object = format('%I', $3))
+		AND EXISTS (SELECT FROM pg_namespace n WHERE n.nspname = $3 AND pg_has_role(n.nspowner, 'USAGE'))
 		AND obj_description(to_regnamespace(format('%I', $3)), 'pg_namespace') IS NULL THEN
 		SELECT r ->> 'comment' INTO comment
 		FROM migrate._remote_query($1.server, format($q$
@@ -879,7 +915,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION migrate._comment_schema(migrate.job, text, text) IS
-'gives a schema that the job made the comment that it has on the source';
+'gives a schema here the comment that it has on the source, if it has none';
 
 /* Tables renamed: what the argument rename must be. */
 CREATE FUNCTION migrate._check_rename(j migrate.job, source_schema text, rename jsonb, names text[]) RETURNS void

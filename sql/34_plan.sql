@@ -349,6 +349,8 @@ BEGIN
 		FROM pg_constraint x
 		JOIN rel r ON r.target_oid = x.conrelid
 		CROSS JOIN LATERAL (SELECT CASE x.contype WHEN 'c' THEN pg_get_constraintdef(x.oid) END AS def) d
+		-- what a parent handed down becomes the table's own by being added again
+		WHERE x.contype <> 'c' OR x.conislocal
 	), found AS MATERIALIZED (
 		-- the same under any name; of the DBA's own, what has the name
 		SELECT DISTINCT ON (c.target_oid, c.name) c.*,
@@ -374,11 +376,19 @@ BEGIN
 			   -- making one valid that refers to them leaves out their partitions
 			   (f.relkind = 'p' OR f.ref_partitioned) AND current_setting('server_version_num')::int < 180000 AS at_once
 		FROM found f
+	), above AS MATERIALIZED (
+		WITH RECURSIVE a(target_oid, parent_oid) AS (
+			SELECT r.target_oid, h.inhparent FROM rel r JOIN pg_inherits h ON h.inhrelid = r.target_oid
+			UNION
+			SELECT a.target_oid, h.inhparent FROM a JOIN pg_inherits h ON h.inhrelid = a.parent_oid
+		)
+		SELECT * FROM a
 	), children AS MATERIALIZED (
-		SELECT n.parent_oid, n.name, array_agg('k:' || n.id) AS needs
+		SELECT a.parent_oid, n.name, array_agg('k:' || n.id) AS needs
 		FROM named n
-		WHERE n.contype = 'c' AND n.have IS NULL AND n.parent_oid IS NOT NULL
-		GROUP BY n.parent_oid, n.name
+		JOIN above a USING (target_oid)
+		WHERE n.contype = 'c' AND n.have IS NULL
+		GROUP BY a.parent_oid, n.name
 	)
 	SELECT 'k:' || n.id, n.mapping_id, n.target_oid, n.shown, 'check', n.final_name, CASE WHEN n.final_name <> n.name THEN n.name END,
 		   migrate._check_ddl(n.shown, n.final_name, n.body, n.valid), 20, n.size, b.needs, false, NULL::text
@@ -596,8 +606,8 @@ COMMENT ON FUNCTION migrate._plan_rest(migrate.job, migrate.step_relation[], jso
 'steps for defaults that are lacking, extended statistics and comments on them, replica identity without an index, and grants on tables: moved = {quoted name there: quoted name here} for tables whose name differs';
 
 /*
- * Grants on what belongs to no table: schemas and types that the job made,
- * sequences of the schemas and columns that it takes over.
+ * Grants on what belongs to no table: types that the job made, schemas that it
+ * takes over, sequences of these and of columns.
  */
 CREATE FUNCTION migrate._plan_other_grants(j migrate.job) RETURNS SETOF migrate.wanted_step
 LANGUAGE plpgsql STABLE
@@ -618,7 +628,11 @@ BEGIN
 		  FROM migrate.made_object m
 		  JOIN pg_namespace n ON quote_ident(n.nspname) = m.object
 		  LEFT JOIN migrate.job_schema o ON o.job_id = m.job_id AND o.target_schema = n.nspname
-		  WHERE m.job_id = $1.job_id AND m.side = 'target' AND m.kind = 'schema' AND NOT m.temporary) x;
+		  WHERE m.job_id = $1.job_id AND m.side = 'target' AND m.kind = 'schema' AND NOT m.temporary
+		  UNION
+		  SELECT quote_ident(o.source_schema), quote_ident(n.nspname)
+		  FROM migrate.job_schema o JOIN pg_namespace n ON n.nspname = o.target_schema
+		  WHERE o.job_id = $1.job_id AND pg_has_role(n.nspowner, 'USAGE')) x;
 	SELECT array_agg(r.remote_schema) AS s, array_agg(r.remote_table) AS t INTO tables
 	FROM (SELECT DISTINCT r.remote_schema, r.remote_table FROM migrate.made_relation r WHERE r.job_id = $1.job_id) r;
 
@@ -685,6 +699,10 @@ BEGIN
 	FROM placed p
 	WHERE p.shown IS NOT NULL AND p.privilege IS NOT NULL AND p.role IS DISTINCT FROM current_user
 	  AND (p.role IS NULL OR EXISTS (SELECT FROM pg_roles o WHERE o.rolname = p.role))
+	  -- what everybody may do in a schema that was here before is the DBA's (older
+	  -- versions let everybody make things in public)
+	  AND (p.kind <> 'SCHEMA' OR p.role IS NOT NULL
+		   OR EXISTS (SELECT FROM migrate.made_object m WHERE m.job_id = $1.job_id AND m.kind = 'schema' AND m.object = p.shown))
 	GROUP BY p.kind, p.shown, p.role, p.grantable
 	UNION ALL
 	SELECT DISTINCT format('g:%s:%s', lower(p.kind), p.shown), NULL::int, NULL::oid, NULL, 'grant', lower(p.kind) || ' ' || p.shown, NULL,
@@ -694,7 +712,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION migrate._plan_other_grants(migrate.job) IS
-'steps for grants on schemas, types and sequences that the job made';
+'steps for grants on schemas that the job takes over, types and sequences that it made';
 
 /*
  * What is done with the rows: doubles where no key is built that finds them,
@@ -734,8 +752,7 @@ BEGIN
 		SELECT m.mapping_id, m.target_oid, m.target, m.key, m.many, s.foreign_table, c.relkind,
 			   EXISTS (SELECT FROM migrate.made_relation r WHERE r.target_oid = m.target_oid) AS made,
 			   m.mapping_id = min(m.mapping_id) OVER (PARTITION BY m.target_oid) AS first,
-			   CASE WHEN s.remote_table IS NOT NULL
-					THEN (sizes ->> format('%I.%I', s.remote_schema, s.remote_table))::bigint END AS size
+			   (sizes ->> (quote_ident(s.remote_schema) || '.' || quote_ident(s.remote_table)))::bigint AS size
 		FROM migrate.mapping m
 		JOIN migrate.source_table s USING (source_id)
 		JOIN pg_class c ON c.oid = m.target_oid
@@ -761,8 +778,7 @@ BEGIN
 	)
 	-- P10
 	SELECT 'b:' || t.mapping_id, t.mapping_id, t.target_oid, t.target, 'doubles', k.list, NULL::text,
-		   -- not made: says what must not be there twice
-		   format('CREATE UNIQUE INDEX ON %s (%s)', t.target, k.list),
+		   format('SELECT %s, count(*) FROM %s GROUP BY %1$s HAVING count(*) > 1', k.list, t.target),
 		   10, coalesce(t.size, 0), NULL::text[], false, NULL::text
 	FROM target t
 	CROSS JOIN LATERAL (SELECT string_agg(quote_ident(e.key), ', ' ORDER BY e.key) AS list, array_agg(e.key) AS columns,

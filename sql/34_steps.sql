@@ -162,7 +162,7 @@ BEGIN
 							s.relation, s.object, migrate._foreign_key_here(con.oid));
 			RETURN coalesce(con.contype = 'f' AND s.ddl IN (first, first || ' NOT VALID'), false);
 		WHEN 'check' THEN
-			RETURN coalesce(con.contype = 'c'
+			RETURN coalesce(con.contype = 'c' AND con.conislocal
 							AND s.ddl = migrate._check_ddl(s.relation, s.object, pg_get_constraintdef(con.oid), con.convalidated), false);
 		WHEN 'constraint' THEN
 			RETURN coalesce(con.contype IN ('p', 'u')

@@ -127,6 +127,12 @@ typedef struct MigrateLoader
 	MigrateConn *conn;
 	MemoryContext conn_cxt;
 	MemoryContext cxt;			/* of one step */
+
+	/* while indexing, what was loaded a moment ago; see known_job() */
+	MigrateJob *job;			/* NULL: none */
+	MemoryContext job_cxt;
+	TimestampTz job_at;
+
 	bool		release_pending;	/* a chunk or step may be marked as ours */
 	int			errors;			/* steps in a row that failed */
 	int			retry_max_delay_ms;

@@ -39,6 +39,9 @@
 
 PGDLLEXPORT void migrate_loader_main(Datum main_arg);
 
+/* how long a job that was read is as good as new for steps, ms */
+#define JOB_LIFETIME 200
+
 MigrateLoader *
 migrate_loader_create(int job_id)
 {
@@ -50,6 +53,8 @@ migrate_loader_create(int job_id)
 											 ALLOCSET_DEFAULT_SIZES);
 	loader->cxt = AllocSetContextCreate(TopMemoryContext, "migrate loader step",
 										ALLOCSET_DEFAULT_SIZES);
+	loader->job_cxt = AllocSetContextCreate(TopMemoryContext, "migrate job of a loader",
+											ALLOCSET_DEFAULT_SIZES);
 	loader->retry_max_delay_ms = 30000;
 	MemoryContextSwitchTo(old);
 	return loader;
@@ -144,17 +149,51 @@ copies(MigrateJob *job)
 	return strcmp(job->state, "indexing") != 0;
 }
 
+/*
+ * The steps of thousands of small tables take less time than to read the
+ * options: those of a moment ago will do.  Whether to go on is not among them,
+ * shared memory says that.
+ */
+static MigrateJob *
+known_job(MigrateLoader *loader)
+{
+	if (loader->job == NULL || loader->release_pending ||
+		TimestampDifferenceExceeds(loader->job_at, GetCurrentTimestamp(), JOB_LIFETIME))
+		return NULL;
+	return loader->job;
+}
+
+/* Read the job; it is kept while no chunk can need it as it is now. */
+static MigrateJob *
+load_job(MigrateLoader *loader)
+{
+	MigrateJob *job;
+
+	loader->job = NULL;
+	MemoryContextReset(loader->job_cxt);
+	MemoryContextSwitchTo(loader->job_cxt);
+	job = migrate_job_load(loader->job_id);
+	MemoryContextSwitchTo(loader->cxt);
+	if (job && !copies(job))
+	{
+		loader->job = job;
+		loader->job_at = GetCurrentTimestamp();
+	}
+	return job;
+}
+
 /* The job as it is now, and a connection if it needs one. */
 static MigrateJob *
 prepare_step(MigrateLoader *loader)
 {
-	MigrateJob *job;
+	MigrateJob *job = known_job(loader);
 
+	if (job)
+		return job;
 	StartTransactionCommand();
 	if (loader->release_pending)
 		release(loader);
-	MemoryContextSwitchTo(loader->cxt);
-	job = migrate_job_load(loader->job_id);
+	job = load_job(loader);
 	if (job && !copies(job))
 		migrate_loader_disconnect(loader);
 	else if (job && loader->conn == NULL && migrate_server_is_postgres(job->server))

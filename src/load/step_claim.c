@@ -43,6 +43,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
 #include "storage/lock.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
@@ -154,16 +155,32 @@ step_from_result(MemoryContext mcxt)
 	return step;
 }
 
+/*
+ * The query is planned once: that takes longer than many a step.
+ */
 static MigratePostStep *
 find_step(MigrateJob *job, MemoryContext mcxt)
 {
+	static SPIPlanPtr plan = NULL;
 	Oid			types[] = {INT4OID, BOOLOID};
 	Datum		values[2];
 	int			level = migrate_follow_index_order();
+	int			rc;
 
+	if (plan == NULL)
+	{
+		SPIPlanPtr	made = SPI_prepare_cursor(next_step, 2, types,
+											  CURSOR_OPT_GENERIC_PLAN);
+
+		if (made == NULL || SPI_keepplan(made) != 0)
+			elog(ERROR, "SPI_prepare gave %s", SPI_result_code_string(SPI_result));
+		plan = made;
+	}
 	values[0] = Int32GetDatum(job->job_id);
 	values[1] = BoolGetDatum(strcmp(job->state, "indexing") != 0);
-	migrate_spi_exec(next_step, 2, types, values, NULL, SPI_OK_SELECT);
+	rc = SPI_execute_plan(plan, values, NULL, false, 0);
+	if (rc != SPI_OK_SELECT)
+		elog(ERROR, "SPI_execute_plan gave %s", SPI_result_code_string(rc));
 	AtEOXact_GUC(true, level);
 	return SPI_processed > 0 ? step_from_result(mcxt) : NULL;
 }

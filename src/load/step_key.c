@@ -65,6 +65,27 @@ columns_of_constraint(AlterTableStmt *stmt)
 }
 
 /*
+ * The columns by which SELECT ... GROUP BY finds doubles, where no key is built;
+ * NIL when they are not columns alone.
+ */
+static List *
+columns_of_query(SelectStmt *stmt)
+{
+	List	   *columns = NIL;
+	ListCell   *lc;
+
+	foreach(lc, stmt->groupClause)
+	{
+		ColumnRef  *ref = lfirst(lc);
+
+		if (!IsA(ref, ColumnRef) || list_length(ref->fields) != 1)
+			return NIL;
+		columns = lappend(columns, pstrdup(strVal(linitial(ref->fields))));
+	}
+	return columns;
+}
+
+/*
  * Of the first statement: what follows it does not change which rows are
  * unique.
  */
@@ -81,6 +102,8 @@ migrate_key_columns(const char *ddl)
 		return columns_of_index((IndexStmt *) stmt);
 	if (IsA(stmt, AlterTableStmt))
 		return columns_of_constraint((AlterTableStmt *) stmt);
+	if (IsA(stmt, SelectStmt))
+		return columns_of_query((SelectStmt *) stmt);
 	return NIL;
 }
 

@@ -196,6 +196,12 @@ sub listed
 	my ($statement, $objects, $roles) = @_;
 
 	return 1 if $statement->{object} ne '' && grep { $_ eq $statement->{object} } @$objects;
+	# to pg_dump a grant on a view is one on a table
+	if ($statement->{type} eq 'ACL' && $statement->{name} =~ /^TABLE (.*)$/)
+	{
+		my $name = ident($statement->{schema}) . '.' . ident($1);
+		return 1 if grep { /^(?:view|materialized view|foreign table) \Q$name\E$/ } @$objects;
+	}
 	foreach my $role (@{ $roles || [] })
 	{
 		my $quoted = quotemeta(ident($role));

@@ -354,7 +354,7 @@ foreach my $point (qw(step-claimed step-built step-done doubles-resolved))
 	ok(wait_for(sub { eval { sql('ALTER SYSTEM RESET migrate.fault'); sql('SELECT pg_reload_conf()'); 1 } }), "$point: no more");
 	wait_job($target, $job, 'copied');
 	is(steps($job, q{p.state = 'done'}), 'm_key m_pkey m_v m_vacuum', "$point: each step is done");
-	is(steps($job, q{p.attempt > 1}), '', "$point: and none was done again") if $point eq 'step-done';
+	is(steps($job, q{p.attempt > 1}), 'm_key', "$point: and none was done again but the key, for doubles") if $point eq 'step-done';
 	is(indexes($job) . ' ' . constraints($job), 'm_key m_v m_key', "$point: each index and constraint is there once");
 	same_rows($source, 'SELECT * FROM moved', $target, "SELECT * FROM $job.moved", "$point: equal");
 }

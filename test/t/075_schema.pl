@@ -49,8 +49,11 @@ my $dump_source = 'pg_dump --no-owner -d ' . "'" . $source->connstr('postgres') 
 sub shell
 {
 	my ($command) = @_;
-	my $output = qx{bash -c "set -o pipefail; \$0" '${\($command =~ s/'/'\\''/gr)}' 2>&1};
-	return $? == 0 ? '' : "$command\n$output";
+	my $file = $target->basedir . '/command.sh';
+	unlink $file;
+	append_to_file($file, $command);
+	my $output = qx{bash $file 2>&1};
+	return $? == 0 && $output !~ /ERROR/ ? '' : "$command\n$output";
 }
 
 # What preflight lists, and how it would be moved.
@@ -58,7 +61,7 @@ sub not_moved
 {
 	my ($sql, $job) = @_;
 	my @rows = map { [ split /\x1f/ ] } split /\x1e/, $sql->(qq{SELECT string_agg(object || E'\\x1f' || coalesce(detail, '') || E'\\x1f' || coalesce(hint, ''), E'\\x1e')
-		FROM migrate_preflight('$job') WHERE check_name = 'not_moved'});
+		FROM migrate_preflight('$job') WHERE check_name = 'not_moved' AND status <> 'ok'});
 	return @rows;
 }
 
@@ -82,7 +85,9 @@ sub rows_are_equal
 	my @differ = grep {
 		my $only = src("SELECT relkind = 'r' FROM pg_class WHERE oid = 'app.\"$_\"'::regclass") eq 't' ? 'ONLY' : '';
 		my $here = $renamed{$_} // $_;
-		!rows_equal($source, "SELECT * FROM $only app.\"$_\"", $target, "SELECT * FROM $only $schema.\"$here\"", db2 => $db);
+		# pg_dump changes the order of columns of a table that was made to inherit
+		my $columns = $_ eq 'late' ? 'legs, name, id, born' : '*';
+		!rows_equal($source, "SELECT $columns FROM $only app.\"$_\"", $target, "SELECT $columns FROM $only $schema.\"$here\"", db2 => $db);
 	} @tables;
 	is("@differ", '', "$name: all rows are there");
 	# each partition has its own
@@ -140,7 +145,9 @@ section 'same' => sub {
 	sequences_are_equal('same', 'app', 'same');
 	is($sql->(q{SELECT target, status FROM migrate_validate('same') WHERE matched IS NOT TRUE}), '', 'same: validated');
 	catalogs_differ_in('same', 'same', \@objects, without => ['legacy']);
-	is($sql->(q{SELECT count(*) FROM pg_index WHERE NOT indisvalid OR NOT indisready}), '0', 'same: no index is left invalid');
+	# one of a partitioned table is, until all partitions have theirs
+	my $invalid = q{SELECT indexrelid::regclass FROM pg_index WHERE NOT indisvalid OR NOT indisready ORDER BY 1};
+	is($sql->($invalid), src($invalid), 'same: no index is left invalid');
 	is($sql->(q{SELECT count(*) FROM pg_class c WHERE c.relnamespace = 'app'::regnamespace AND c.relkind = 'r' AND c.reltuples < 0 AND NOT c.relname LIKE 'no%'}), '0', 'same: tables were analyzed');
 
 	# with the commands that preflight gives nothing differs any more
@@ -158,7 +165,7 @@ section 'renamed' => sub {
 
 	$sql->('CREATE SCHEMA app');
 	is(shell("$dump_source -Fc -n app | pg_restore -d '" . $target->connstr('renamed') . "' -n app -P 'normal(text)'"), '', 'renamed: a function is brought first');
-	$sql->(q{SELECT migrate_create_job('renamed', server => 'legacy', options => '{"transport": "fdw"}');
+	$sql->(q{SELECT migrate_create_job('renamed', server => 'legacy', options => '{"chunking": "key"}');
 		SELECT migrate_add_schema('renamed', 'app', 'moved_app', rename => '{"no_key": "renamed_no_key", "customer": "renamed_customer"}')});
 	# needs types that are here only now
 	is(shell("$dump_source -Fc -n app | pg_restore -d '" . $target->connstr('renamed') . "' -n app -P 'is_fine(app.positive, app.mood)'"), '', 'renamed: and one more');
@@ -202,7 +209,8 @@ section 'sections' => sub {
 	sequences_are_equal('sections', 'app', 'sections');
 	$errors = qx{$dump_source --section=post-data | $psql 2>&1};
 	unlike($errors, qr/ERROR/, 'sections: what comes after the data is restored') or diag($errors);
-	catalogs_differ_in('sections', 'sections', [], without => ['legacy'], moved => 1);
+	catalogs_differ_in('sections', 'sections', [], without => ['legacy'], moved => 1,
+		drop => sub { return $_[0]->{text} =~ /^CREATE TABLE app\.late / });
 	is($sql->(q{SELECT target, status FROM migrate_validate('sections') WHERE matched IS NOT TRUE}), '', 'sections: validated');
 };
 
