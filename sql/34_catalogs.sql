@@ -505,27 +505,30 @@ COMMENT ON FUNCTION migrate._index_extras(text, jsonb) IS
  * Names of relations inside a deparsed expression, where they are others here:
  * constants of type regclass, and whole rows of the table itself.
  */
-CREATE FUNCTION migrate._expression_here(expression text, old_name text, new_name text, refers jsonb, moved jsonb)
-RETURNS text
+CREATE FUNCTION migrate._expression_here(expression text, old_schema text, old_name text, new_schema text, new_name text,
+										 refers jsonb, moved jsonb) RETURNS text
 LANGUAGE plpgsql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+	own		text := format('%I.%I', old_schema, old_name);
 	r		record;
 BEGIN
-	IF $2 <> $3 THEN
-		expression := replace(replace(expression, format('(%I.*', $2), format('(%I.*', $3)),
-							  format(' %I.*', $2), format(' %I.*', $3));
+	IF old_name <> new_name THEN
+		expression := replace(replace(expression, format('(%I.*', old_name), format('(%I.*', new_name)),
+							  format(' %I.*', old_name), format(' %I.*', new_name));
 	END IF;
-	FOR r IN SELECT format('%I.%I', e ->> 0, e ->> 1) AS name FROM jsonb_array_elements($4) e
+	FOR r IN SELECT own AS name, format('%I.%I', new_schema, new_name) AS now
+			 UNION ALL
+			 SELECT x.name, moved ->> x.name
+			 FROM jsonb_array_elements($6) e
+			 CROSS JOIN LATERAL format('%I.%I', e ->> 0, e ->> 1) x(name)
+			 WHERE x.name <> own AND moved ? x.name
 	LOOP
-		IF moved ? r.name THEN
-			expression := replace(expression, quote_literal(r.name) || '::regclass',
-								  quote_literal(moved ->> r.name) || '::regclass');
-		END IF;
+		expression := replace(expression, quote_literal(r.name) || '::regclass', quote_literal(r.now) || '::regclass');
 	END LOOP;
 	RETURN expression;
 END
 $$;
-COMMENT ON FUNCTION migrate._expression_here(text, text, text, jsonb, jsonb) IS
-'an expression of the source with the names that relations have here: its table''s name there and here, relations that it refers to as [[schema, name], ...], and moved = {quoted name there: quoted name here}';
+COMMENT ON FUNCTION migrate._expression_here(text, text, text, text, text, jsonb, jsonb) IS
+'an expression of the source with the names that relations have here: schema and name of its table there and here, other relations that it refers to as [[schema, name], ...], and moved = {quoted name there: quoted name here}';

@@ -93,7 +93,7 @@ BEGIN
 			   r.name AS rel_name, r.shown, r.tablespace, r.remote_table, i.oid, i.name, i.parent, i.contype, i.excludes,
 			   i.predicate, i.constraint_body, i.constraint_predicate, i.timing, i.targets, i.size, i.comment, i.constraint_comment, i.clustered, i.ident,
 			   i.nulls_equal, i.storage, k.keys, k.included,
-			   k.columns, r.columns AS rel_columns,
+			   k.columns, r.columns AS rel_columns, i.body AS given_body,
 			   CASE WHEN r.names ?| i.columns THEN
 						format('USING %I (%s)', i.method,
 							   (SELECT string_agg(quote_ident(x.name) || x.form, ', ' ORDER BY x.pos)
@@ -101,8 +101,8 @@ BEGIN
 						|| coalesce(' INCLUDE (' || migrate._name_list(k.included) || ')', '')
 						|| CASE WHEN i.nulls_equal THEN ' NULLS NOT DISTINCT' ELSE '' END
 						|| coalesce(' WITH (' || i.storage || ')', '')
-					WHEN r.name <> r.remote_table OR i.refers IS NOT NULL THEN
-						migrate._expression_here(i.body, r.remote_table, r.name, i.refers, $3)
+					WHEN r.name <> r.remote_table OR i.refers IS NOT NULL OR strpos(i.body, '::regclass') > 0 THEN
+						migrate._expression_here(i.body, r.remote_schema, r.remote_table, r.schema, r.name, i.refers, $3)
 					ELSE i.body END AS body,
 			   CASE WHEN i.body IS NULL THEN 'its definition on the source could not be read'
 					WHEN NOT k.columns <@ r.columns THEN
@@ -132,7 +132,8 @@ BEGIN
 			   format('%I.%I', t.schema, t.name), t.tablespace, w.remote_table, w.oid, w.name, w.parent, w.contype, w.excludes,
 			   w.predicate, w.constraint_body, w.constraint_predicate, w.timing, w.targets, w.size / greatest(t.leaves, 1), CASE WHEN t.level = 0 THEN w.comment END,
 			   CASE WHEN t.level = 0 THEN w.constraint_comment END, false, w.ident AND t.level = 0,
-			   w.nulls_equal, w.storage, w.keys, w.included, w.columns, w.rel_columns, w.body, w.lost, w.demoted, w.uniq,
+			   w.nulls_equal, w.storage, w.keys, w.included, w.columns, w.rel_columns, w.given_body,
+			   CASE WHEN strpos(w.body, '.*') > 0 THEN migrate._expression_here(w.body, t.schema, w.rel_name, t.schema, t.name, NULL, NULL) ELSE w.body END, w.lost, w.demoted, w.uniq,
 			   w.is_key AND w.demoted IS NULL,
 			   t.node, CASE WHEN t.level > 0 THEN t.parent END, t.kind = 'p',
 			   CASE WHEN t.level = 0 THEN w.name ELSE migrate._part_name(t.name, w.remote_table, w.name) END,
@@ -286,7 +287,7 @@ BEGIN
 	SELECT format('l:%s:%s', w.target_oid, w.oid), w.mapping_id, w.target_oid, w.shown,
 		   CASE WHEN w.excludes THEN 'exclusion' ELSE 'index' END, w.name, NULL,
 		   CASE WHEN w.excludes THEN format('ALTER TABLE ONLY %s ADD CONSTRAINT %I %s', w.shown, w.name, w.constraint_body)
-				ELSE migrate._index_ddl(w.uniq, w.name, w.shown, coalesce(w.body, ''), '', '') END,
+				ELSE migrate._index_ddl(w.uniq, w.name, w.shown, coalesce(w.given_body, ''), '', '') END,
 		   CASE WHEN w.excludes THEN 20 ELSE 10 END, w.size, NULL, true, 'not planned: ' || w.lost
 	FROM wish w
 	WHERE w.lost IS NOT NULL AND w.root_oid = w.target_oid;
@@ -325,8 +326,8 @@ BEGIN
 			   CASE WHEN c.contype = 'f' THEN
 						migrate._foreign_key_body(k.columns, coalesce(o.shown, format('%I.%I', c.ref_schema, c.ref_table)),
 												  c.ref_columns, c.period, c.match, c.actions, k.cleared, c.timing, c.enforced)
-					WHEN r.name <> r.remote_table OR c.refers IS NOT NULL THEN
-						migrate._expression_here(c.body, r.remote_table, r.name, c.refers, $3)
+					WHEN r.name <> r.remote_table OR c.refers IS NOT NULL OR strpos(c.body, '::regclass') > 0 THEN
+						migrate._expression_here(c.body, r.remote_schema, r.remote_table, r.schema, r.name, c.refers, $3)
 					ELSE c.body END AS body,
 			   CASE WHEN NOT k.columns <@ r.columns THEN
 						format('the target lacks %s', (SELECT migrate._name_list(array_agg(x)) FROM unnest(k.columns) x WHERE x <> ALL (r.columns)))
@@ -491,7 +492,7 @@ BEGIN
 		$q$, schemas, tables)) r
 	), lacking AS MATERIALIZED (
 		SELECT r.target_oid, r.mapping_id, r.shown, coalesce(r.names ->> (d ->> 0), d ->> 0) AS name,
-			   migrate._expression_here(d ->> 1, r.remote_table, r.name, nullif(d -> 2, 'null'),
+			   migrate._expression_here(d ->> 1, r.remote_schema, r.remote_table, r.schema, r.name, nullif(d -> 2, 'null'),
 				   (SELECT jsonb_object_agg(format('%I.%I', e ->> 0, e ->> 1),
 											CASE e ->> 2 WHEN 'S' THEN migrate._sequence_target($1, e ->> 0, e ->> 1)
 														 ELSE coalesce($3 ->> format('%I.%I', e ->> 0, e ->> 1), format('%I.%I', e ->> 0, e ->> 1)) END)
@@ -688,8 +689,9 @@ BEGIN
 				WHEN 'TYPE' THEN format('%I.%I', a.schema, a.name)
 				ELSE coalesce((SELECT o.shown FROM owned o WHERE (o.ts, o.t, o.c) = (a.ts, a.t, a.c) LIMIT 1),
 							  CASE WHEN a.deptype = 'i' THEN NULL
-								   ELSE (SELECT x.name FROM migrate._sequence_target($1, a.schema, a.name) x(name)
-										 WHERE to_regclass(x.name) IS NOT NULL) END) END AS shown
+								   ELSE (SELECT m.object FROM migrate.made_object m
+										 WHERE m.job_id = $1.job_id AND m.kind = 'sequence'
+										   AND m.object = migrate._sequence_target($1, a.schema, a.name) LIMIT 1) END) END AS shown
 		FROM acl a
 	)
 	SELECT format('g:%s:%s', lower(p.kind), p.shown), NULL::int, NULL::oid, NULL::text, 'grant', lower(p.kind) || ' ' || p.shown, NULL::text,
@@ -723,6 +725,8 @@ AS $$
 #variable_conflict use_column
 DECLARE
 	vacuum	text := migrate._option($1.job_id, 'vacuum');
+	-- of a table that was there, preflight wants the key to be there too
+	all_targets boolean := migrate._option($1.job_id, 'indexes') <> 'auto' OR migrate._option($1.job_id, 'content') = 'data';
 	sizes	jsonb := '{}';
 BEGIN
 	IF migrate._is_postgres_fdw($1.server) THEN
@@ -746,6 +750,7 @@ BEGIN
 	RETURN QUERY
 	WITH target AS MATERIALIZED (
 		SELECT m.mapping_id, m.target_oid, m.target, m.key, m.many, s.foreign_table, c.relkind,
+			   EXISTS (SELECT FROM migrate.made_relation r WHERE r.target_oid = m.target_oid) AS made,
 			   m.mapping_id = min(m.mapping_id) OVER (PARTITION BY m.target_oid) AS first,
 			   (sizes ->> (quote_ident(s.remote_schema) || '.' || quote_ident(s.remote_table)))::bigint AS size
 		FROM migrate.mapping m
@@ -781,7 +786,7 @@ BEGIN
 												WHERE a.attrelid = t.foreign_table AND format('source.%I', a.attname) = e.value)) AS plain
 						FROM jsonb_each_text(t.key) e) k
 	WHERE t.key IS NOT NULL AND t.key <> '{}' AND NOT t.many AND k.plain
-	  AND t.target_oid <> ALL ($3)
+	  AND t.target_oid <> ALL ($3) AND (all_targets OR t.made)
 	  AND NOT EXISTS (SELECT FROM found f WHERE f.indrelid = t.target_oid AND f.columns <@ k.columns)
 	  AND NOT EXISTS (SELECT FROM migrate.post_step p WHERE p.mapping_id = t.mapping_id AND p.kind = 'key' AND p.state <> 'todo')
 	UNION ALL

@@ -17,6 +17,15 @@
 CREATE FUNCTION migrate._plan_steps(j migrate.job, mappings int[] DEFAULT NULL) RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
+-- how many rows functions and CTEs have is guessed far too low: with thousands
+-- of tables a nested loop takes minutes, and its price here would start JIT
+SET enable_nestloop = off
+SET jit = off
+-- what is deparsed here is compared with what the source deparses
+SET datestyle = 'ISO'
+SET intervalstyle = 'postgres'
+SET extra_float_digits = 3
+SET timezone = 'GMT'
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -117,6 +126,10 @@ COMMENT ON FUNCTION migrate._plan_steps(migrate.job, int[]) IS
 CREATE FUNCTION migrate._step_is_there(step_id int) RETURNS boolean
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
+SET datestyle = 'ISO'
+SET intervalstyle = 'postgres'
+SET extra_float_digits = 3
+SET timezone = 'GMT'
 AS $$
 #variable_conflict use_column
 DECLARE
@@ -233,6 +246,11 @@ BEGIN
 			HINT = 'Run the statements by hand, they are in the view migrate.steps.';
 	END IF;
 	failed := migrate._failed_steps(j, $2);
+	IF j.state = 'copied' AND $2 IS NULL THEN
+		-- planned since by migrate_refresh_schema
+		failed := failed || ARRAY(SELECT p.step_id FROM migrate.post_step p
+								  WHERE p.job_id = j.job_id AND p.state = 'todo' ORDER BY p.step_id);
+	END IF;
 	IF failed = '{}' THEN
 		RAISE NOTICE 'job "%" has no failed steps', $1;
 		RETURN 0;
@@ -259,7 +277,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION @extschema@.migrate_retry_steps(text, int[]) IS
-'tries failed steps again (null: all of the job) and lets the job run for them; returns how many. Errors: 42704 unknown job or step, 55000 a step has not failed, or the job is finished';
+'tries failed steps again (null: all of the job, and of a copied job those that were planned since) and lets the job run for them; returns how many. Errors: 42704 unknown job or step, 55000 a step has not failed, or the job is finished';
 
 CREATE FUNCTION @extschema@.migrate_skip_steps(job text, steps int[], reason text) RETURNS int
 LANGUAGE plpgsql VOLATILE

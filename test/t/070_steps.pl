@@ -66,6 +66,8 @@ sub job
 	$sql .= qq{SELECT migrate_add_table('$job', 'public.$_', '$job.$_', key => '{"id": "id"}');\n} for @$tables;
 	$sql .= qq{SELECT migrate_accept('$job', check_name, object, 'test') FROM migrate_preflight('$job') WHERE status = 'fail';\n};
 	$sql .= "BEGIN; SELECT migrate_start('$job');\n";
+	# these steps alone, not the ones that were planned
+	$sql .= "DELETE FROM migrate.post_step p USING migrate.job j WHERE j.job_id = p.job_id AND j.job = '$job';\n";
 	foreach my $step (@steps)
 	{
 		my ($name, $table, $kind, $phase, $ddl, @after) = @$step;
