@@ -156,28 +156,39 @@ step_from_result(MemoryContext mcxt)
 }
 
 /*
- * The query is planned once: that takes longer than many a step.
+ * The query is planned once, since that takes longer than many a step; but
+ * while the job copies, when loaders look only now and then, its plan is not
+ * kept (half a megabyte).
  */
-static MigratePostStep *
-find_step(MigrateJob *job, MemoryContext mcxt)
+static SPIPlanPtr
+plan_query(bool keep)
 {
-	static SPIPlanPtr plan = NULL;
+	static SPIPlanPtr kept = NULL;
 	Oid			types[] = {INT4OID, BOOLOID};
-	Datum		values[2];
-	int			level = migrate_follow_index_order();
-	int			rc;
+	SPIPlanPtr	plan = kept;
 
 	if (plan == NULL)
 	{
-		SPIPlanPtr	made = SPI_prepare_cursor(next_step, 2, types,
-											  CURSOR_OPT_GENERIC_PLAN);
-
-		if (made == NULL || SPI_keepplan(made) != 0)
+		plan = SPI_prepare_cursor(next_step, 2, types, CURSOR_OPT_GENERIC_PLAN);
+		if (plan == NULL || (keep && SPI_keepplan(plan) != 0))
 			elog(ERROR, "SPI_prepare gave %s", SPI_result_code_string(SPI_result));
-		plan = made;
+		if (keep)
+			kept = plan;
 	}
+	return plan;
+}
+
+static MigratePostStep *
+find_step(MigrateJob *job, MemoryContext mcxt)
+{
+	Datum		values[2];
+	bool		copying = strcmp(job->state, "indexing") != 0;
+	int			level = migrate_follow_index_order();
+	SPIPlanPtr	plan = plan_query(!copying);
+	int			rc;
+
 	values[0] = Int32GetDatum(job->job_id);
-	values[1] = BoolGetDatum(strcmp(job->state, "indexing") != 0);
+	values[1] = BoolGetDatum(copying);
 	rc = SPI_execute_plan(plan, values, NULL, false, 0);
 	if (rc != SPI_OK_SELECT)
 		elog(ERROR, "SPI_execute_plan gave %s", SPI_result_code_string(rc));

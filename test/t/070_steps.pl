@@ -232,6 +232,24 @@ is(constraints('kinds'), 'a_key b_bad b_check b_fk', 'constraints');
 	is(indexes('cancel'), 'a_key', 'cancel: started again, it is built');
 }
 
+# ------------------------------ a loader that has lost its job worker builds on
+{
+	my $gate = close_gate(4);
+	job('orphan', '', ['a'], [ 'a_key', 'a', 'key', 10, 'CREATE UNIQUE INDEX a_key ON %s.a (gate.wait(id, 4))' ]);
+	ok(running('orphan', 1), 'orphan: it builds');
+	my $pid = sql(q{SELECT worker_pid FROM migrate.post_step p JOIN migrate.job USING (job_id) WHERE job = 'orphan'});
+	sql(q{SELECT pg_terminate_backend(pid) FROM migrate.workers WHERE job = 'orphan' AND role = 'job'});
+	ok(wait_for($target, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'migrate job'}), 'orphan: without a job worker');
+	is(sql("SELECT count(*) FROM pg_stat_activity WHERE pid = $pid"), '1', 'orphan: the loader is still there');
+	sql(q{SELECT migrate_resume('orphan')});
+	ok(wait_for($target, qq{SELECT p.worker_pid <> $pid AND p.state = 'running' FROM migrate.post_step p JOIN migrate.job USING (job_id) WHERE job = 'orphan'}),
+		'orphan: another loader begins the step again');
+	is(sql("SELECT count(*) FROM pg_stat_activity WHERE pid = $pid"), '0', 'orphan: and the old one does not stand in its way');
+	open_gate($gate);
+	wait_job($target, 'orphan', 'copied');
+	is(indexes('orphan'), 'a_key', 'orphan: it is there once');
+}
+
 # -------------------------------- an index of one table while another is read
 {
 	job('early', ', "chunking": "whole", "rows_per_second": 4000', [qw(a long)],
