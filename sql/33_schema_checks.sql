@@ -819,11 +819,12 @@ COMMENT ON FUNCTION migrate._plain_default(text) IS
 'the text of a default without the schemas of the sequences in it, to compare two';
 
 /*
- * What differs in one column: detail, status and the statement that mends it.
+ * What differs in one column, whether values can be lost by it, and the statement
+ * that mends it.
  * c is the column there, h here, both as _definition_query gives them.
  */
 CREATE FUNCTION migrate._column_differences(target text, name text, c jsonb, h jsonb)
-RETURNS TABLE (status text, detail text, hint text)
+RETURNS TABLE (loses boolean, detail text, hint text)
 LANGUAGE plpgsql STABLE ROWS 3
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -834,7 +835,7 @@ DECLARE
 	serial	boolean := $3 ->> 'default' ~ '^nextval\(';
 BEGIN
 	IF $4 IS NULL THEN
-		RETURN QUERY SELECT 'fail', format('is not here; on the source it is %s', $3 ->> 'type'),
+		RETURN QUERY SELECT true, format('is not here; on the source it is %s', $3 ->> 'type'),
 			format('ALTER TABLE %s ADD COLUMN %I %s; or take note that its values are not moved.', $1, $2, $3 ->> 'type');
 		RETURN;
 	END IF;
@@ -847,21 +848,21 @@ BEGIN
 					ELSE CASE WHEN $4 ->> 'base' IS NULL THEN 'wider' ELSE 'other' END END;
 	END IF;
 	IF fits IN ('narrower', 'other') THEN
-		RETURN QUERY SELECT CASE fits WHEN 'narrower' THEN 'fail' ELSE 'warn' END,
+		RETURN QUERY SELECT fits = 'narrower',
 			format('is %s there, %s here: %s', $3 ->> 'type', $4 ->> 'type',
 				   CASE fits WHEN 'narrower' THEN 'values that do not fit become dead letters, or are cut or rounded'
 							 ELSE 'values are converted, those that are refused become dead letters' END),
 			format('%s TYPE %s;', alter_column, $3 ->> 'type');
 	END IF;
 	IF ($4 ->> 'notnull')::boolean AND NOT ($3 ->> 'notnull')::boolean THEN
-		RETURN QUERY SELECT 'warn', 'is NOT NULL here, not on the source: rows with NULL become dead letters',
+		RETURN QUERY SELECT false, 'is NOT NULL here, not on the source: rows with NULL become dead letters',
 			format('%s DROP NOT NULL;', alter_column);
 	ELSIF ($3 ->> 'notnull')::boolean AND NOT ($4 ->> 'notnull')::boolean THEN
-		RETURN QUERY SELECT 'warn', 'is NOT NULL on the source, not here', format('%s SET NOT NULL;', alter_column);
+		RETURN QUERY SELECT false, 'is NOT NULL on the source, not here', format('%s SET NOT NULL;', alter_column);
 	END IF;
 	IF ($3 ->> 'generated' <> '') <> ($4 ->> 'generated' <> '')
 		OR ($3 ->> 'generated' <> '' AND $3 ->> 'default' <> $4 ->> 'default') THEN
-		RETURN QUERY SELECT CASE WHEN $3 ->> 'generated' = '' THEN 'fail' ELSE 'warn' END,
+		RETURN QUERY SELECT $3 ->> 'generated' = '',
 			CASE WHEN $4 ->> 'generated' = '' THEN format('is generated on the source, as (%s), not here', $3 ->> 'default')
 				 WHEN $3 ->> 'generated' = '' THEN 'is generated here, not on the source: its values are not moved'
 				 ELSE format('is generated as (%s) there, as (%s) here', $3 ->> 'default', $4 ->> 'default') END,
@@ -870,7 +871,7 @@ BEGIN
 	ELSIF $3 ->> 'identity' <> $4 ->> 'identity'
 		-- a serial that became an identity is meant
 		AND NOT (serial AND $4 ->> 'identity' <> '') THEN
-		RETURN QUERY SELECT 'warn',
+		RETURN QUERY SELECT false,
 			CASE WHEN $4 ->> 'identity' = '' THEN 'is an identity column on the source, not here'
 				 WHEN $3 ->> 'identity' = '' THEN 'is an identity column here, not on the source'
 				 ELSE 'is an identity column of another kind on the source' END,
@@ -880,12 +881,12 @@ BEGIN
 							 CASE WHEN $4 ->> 'identity' = '' THEN ' AS IDENTITY' ELSE '' END) END;
 	ELSIF $3 ->> 'generated' = '' AND $4 ->> 'identity' = ''
 		AND migrate._plain_default($3 ->> 'default') IS DISTINCT FROM migrate._plain_default($4 ->> 'default') THEN
-		RETURN QUERY SELECT 'warn',
+		RETURN QUERY SELECT false,
 			format('has %s there, %s here', coalesce('the default ' || ($3 ->> 'default'), 'no default'), coalesce('the default ' || ($4 ->> 'default'), 'none')),
 			format('%s %s;', alter_column, coalesce('SET DEFAULT ' || ($3 ->> 'default'), 'DROP DEFAULT'));
 	END IF;
 	IF $3 -> 'collation' <> $4 -> 'collation' THEN
-		RETURN QUERY SELECT 'warn',
+		RETURN QUERY SELECT false,
 			format('has collation %s there, %s here',
 				   coalesce(quote_ident($3 -> 'collation' ->> 0) || '.' || quote_ident($3 -> 'collation' ->> 1), 'default'),
 				   coalesce(quote_ident($4 -> 'collation' ->> 0) || '.' || quote_ident($4 -> 'collation' ->> 1), 'default')),
@@ -947,14 +948,15 @@ BEGIN
 		JOIN b ON b.schema = e ->> 'hs' AND b.name = e ->> 'ht'
 		ORDER BY pos
 	LOOP
+		-- never 'fail': who made the target another way meant something by it
 		RETURN QUERY
-		SELECT 'target_definition_diff', format('column %I of %s', coalesce(f.local_name, c.key), t.target), d.status, d.detail, d.hint
+		SELECT 'target_definition_diff', format('column %I of %s', coalesce(f.local_name, c.key), t.target), 'warn', d.detail, d.hint
 		FROM jsonb_each(t.there_columns) c
 		LEFT JOIN migrate._foreign_columns(t.ft) f ON f.remote_name = c.key
 		CROSS JOIN LATERAL migrate._column_differences(t.target, coalesce(f.local_name, c.key), c.value,
 													   t.here_columns -> coalesce(f.local_name, c.key)) d
 		-- a view has no definition that its columns could differ from
-		WHERE t.kind IN ('r', 'p') OR d.status = 'fail'
+		WHERE t.kind IN ('r', 'p') OR d.loses
 		ORDER BY (c.value ->> 'num')::int;
 		CONTINUE WHEN t.kind NOT IN ('r', 'p');
 		IF t.there_partitioned IS DISTINCT FROM t.here_partitioned THEN
