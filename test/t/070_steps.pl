@@ -53,7 +53,7 @@ sub close_gate
 sub open_gate { $_[0]->quit; return; }
 
 # A job that copies tables into schema $job, which the DBA has made, and then
-# does these steps: [name, table, kind, phase, statement, after ...].  They are
+# does these steps and no others: [name, table, kind, phase, statement, after ...].  They are
 # written down in the transaction of the start: after the planning, before any
 # worker looks.  In statements, %s is the schema.
 sub job
@@ -66,6 +66,7 @@ sub job
 	$sql .= qq{SELECT migrate_add_table('$job', 'public.$_', '$job.$_', key => '{"id": "id"}');\n} for @$tables;
 	$sql .= qq{SELECT migrate_accept('$job', check_name, object, 'test') FROM migrate_preflight('$job') WHERE status = 'fail';\n};
 	$sql .= "BEGIN; SELECT migrate_start('$job');\n";
+	$sql .= "DELETE FROM migrate.post_step WHERE job_id = (SELECT job_id FROM migrate.job WHERE job = '$job');\n";
 	foreach my $step (@steps)
 	{
 		my ($name, $table, $kind, $phase, $ddl, @after) = @$step;
