@@ -256,7 +256,7 @@ BEGIN
 		RETURN 0;
 	END IF;
 	UPDATE migrate.post_step p
-	SET state = 'todo', attempt = 0, worker_pid = NULL, sqlstate = NULL, error = NULL, started_at = NULL, finished_at = NULL
+	SET state = 'todo', attempt = 0, worker_pid = NULL, sqlstate = NULL, error = NULL, error_since = NULL, retry_at = NULL, started_at = NULL, finished_at = NULL
 	WHERE p.step_id = ANY (failed);
 	SELECT string_agg(format('%s %s', p.kind, p.object), ', ' ORDER BY p.step_id) INTO list
 	FROM migrate.post_step p WHERE p.step_id = ANY (failed);
