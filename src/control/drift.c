@@ -103,7 +103,6 @@ static struct
 	MigrateConn *conn;
 	MemoryContext conn_cxt;
 	bool		asked;			/* the digest, and not answered yet */
-	TimestampTz asked_at;
 	TimestampTz next;
 	char		good[32];		/* the digest when all was well; or empty */
 	int			errors;			/* in a row */
@@ -826,7 +825,6 @@ ask_digest(MigrateJob *job)
 	migrate_remote_start(watch.conn,
 						 migrate_tree_digest_query(values.data, watch.conn->version), false);
 	watch.asked = true;
-	watch.asked_at = GetCurrentTimestamp();
 	return true;
 }
 
@@ -840,6 +838,9 @@ examine(MigrateJob *job)
 
 	connect_watch(job);
 	look.conn = watch.conn;
+	if (watch.asked)
+		(void) migrate_remote_value(watch.conn, NULL);
+	watch.asked = false;
 	if (!look_closely(&look, NIL))
 	{
 		note_harmless(&look);
@@ -857,7 +858,8 @@ static bool
 watch_turn(MigrateJob *job)
 {
 	char	   *digest;
-	int64		took;
+	char	   *took;
+	int64		ms;
 
 	if (!watch.asked)
 	{
@@ -869,9 +871,13 @@ watch_turn(MigrateJob *job)
 		return false;
 	watch.asked = false;
 	digest = migrate_remote_value(watch.conn, NULL);
-	took = TimestampDifferenceMilliseconds(watch.asked_at, GetCurrentTimestamp());
+	took = strchr(digest, ' ');
+	if (took == NULL)
+		elog(ERROR, "not a digest: %s", digest);
+	*took++ = '\0';
+	ms = Min(pg_strtoint64(took), 60000);
 	watch.next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-											 Max(WATCH_INTERVAL, Min(took, 60000) * WATCH_SHARE));
+											 Max(WATCH_INTERVAL, ms * WATCH_SHARE));
 	if (strcmp(watch.good, digest) == 0)
 		return false;
 	if (examine(job))

@@ -211,7 +211,8 @@ migrate_tree_query(const char *values, int version, bool sizes)
 
 /*
  * One value that changes whenever anything of these trees does, storage and
- * columns that are not read included.  Cheap to compare, says nothing more.
+ * columns that are not read included; cheap to compare, says nothing more.
+ * Behind it, after a blank, the milliseconds that it took.
  */
 char *
 migrate_tree_digest_query(const char *values, int version)
@@ -220,6 +221,8 @@ migrate_tree_digest_query(const char *values, int version)
 					HASH("string_agg(concat_ws(' ', t.id, c.oid, c.relkind, n.nspname,"
 						 " c.relname, pg_relation_filenode(c.oid), %s, f.all_columns), ';'"
 						 " ORDER BY t.id, c.oid)")
+					" || ' ' || (extract(epoch FROM clock_timestamp()"
+					"  - statement_timestamp()) * 1000)::int8"
 					TREE_RELATIONS
 					" CROSS JOIN LATERAL (SELECT "
 					HASH("string_agg(concat_ws(' ', x.attnum, x.attname, x.atttypid,"
