@@ -400,7 +400,6 @@ DECLARE
 	alters	text[];
 	comments text[];
 BEGIN
-	inherits := inherits AND NOT adopted;
 	WITH col AS (
 		SELECT k.c, k.pos, h.h ->> 0 AS name, h.h ->> 1 AS type, h.h ->> 1 <> k.c ->> 'type' AS changed,
 			   (h.h ->> 2)::boolean AS collatable, (h.h ->> 3)::boolean AS toastable,
