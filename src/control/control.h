@@ -204,6 +204,7 @@ extern void migrate_budget_check_chunk(void);
 extern void migrate_launcher_register(void);
 extern bool migrate_launcher_present(void);
 extern pid_t migrate_launcher_pid(void);
+extern void migrate_launcher_worker_ends(int code, Datum arg);
 
 /* ----------------------------------------------------------------
  * in start.c

@@ -863,6 +863,7 @@ migrate_job_worker_main(Datum main_arg)
 
 	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
 	me.job_id = args.job_id;
+	before_shmem_exit(migrate_launcher_worker_ends, (Datum) 0);
 	pqsignal(SIGINT, handle_cancel);
 	migrate_worker_init(args.database, args.owner);
 	wait_for_starter(args.xid);
