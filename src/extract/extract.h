@@ -83,6 +83,13 @@ extern char *migrate_fingerprint_items(MigrateConn *conn, MigrateSource *src,
 extern MigrateRelation *migrate_tree_relation(PGresult *res, int row, int *id);
 
 /* ----------------------------------------------------------------
+ * in fetch_size.c
+ * ----------------------------------------------------------------
+ */
+extern void migrate_set_fetch_size(MigrateJob *job, MigrateConn *conn,
+								   MigrateSource *src, List *relations);
+
+/* ----------------------------------------------------------------
  * in reader_copy.c and reader_fdw.c: the two kinds of reader
  * ----------------------------------------------------------------
  */

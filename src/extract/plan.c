@@ -661,6 +661,8 @@ migrate_plan_sources(MigrateJob *job, MigrateConn *conn, int source_id)
 			if (ps->remote)
 				check_remote(ps, conn);
 			decide(ps, job, conn);
+			if (ps->remote && ps->src->transport == 'f')
+				migrate_set_fetch_size(job, conn, ps->src, ps->relations);
 		}
 		store_plans(sources, job);
 	}
