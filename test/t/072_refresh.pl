@@ -223,7 +223,7 @@ $rows = refresh('again');
 like($rows, qr/^index t_late on here\.t \| new: .* \| taken over \| SELECT migrate_retry_steps\('again'\); has it built\.$/m, 'an index');
 like($rows, qr/^index t_v of here\.t \| is not on the source any more \| to do \| DROP INDEX here\.t_v;$/m, 'and one that is gone');
 sql(q{DROP INDEX here.t_v; SELECT migrate_retry_steps('again'); SELECT migrate_wait('again', 'copied', '60s')});
-is(sql(q{SELECT string_agg(indexrelid::regclass::text, ' ' ORDER BY 1) FROM pg_index WHERE indrelid = 'here.t'::regclass}), 'here.t_late here.t_pkey', 'built');
+is(sql(q{SELECT string_agg(indexrelid::regclass::text, ' ' ORDER BY indexrelid::regclass::text) FROM pg_index WHERE indrelid = 'here.t'::regclass}), 'here.t_late here.t_pkey', 'built');
 is(refresh('again'), '', 'nothing is left to do');
 
 # ---------------------------------------------------------------------- errors
