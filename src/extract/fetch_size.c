@@ -28,7 +28,7 @@
 #include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 
-#define FETCH_TARGET (4 * 1024 * 1024)
+#define FETCH_TARGET (1024 * 1024)
 #define MIN_FETCH 10
 /* least bytes of a row in a page: for tables whose rows nobody has counted */
 #define LEAST_ROW_BYTES 40
