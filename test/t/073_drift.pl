@@ -57,7 +57,7 @@ sub resume
 # under the chunks
 # ======================================================================
 
-my $slow = '"workers": 1, "chunk_blocks": 16, "chunk_time": "100ms", "batch_rows": 200, "rows_per_second": 4000';
+my $slow = '"workers": 1, "chunk_blocks": 16, "chunk_time": "100ms", "batch_rows": 200, "rows_per_second": 2500';
 
 # columns a and b tell by their values which is which
 sub make_table
@@ -77,6 +77,8 @@ sub start_slowly
 		SELECT migrate_add_table('$job', 'public.$table', '$job.$table')});
 	start($job);
 	ok(wait_for($target, qq{SELECT count(*) >= 2 FROM migrate.chunks WHERE job = '$job' AND state = 'done'}), "$job: two chunks are done");
+	# the watch has looked, and will not again so soon
+	sleep(1.5);
 	is(job_state($target, $job), 'copying', "$job: and it is in the middle of the copy");
 	return;
 }
@@ -215,6 +217,7 @@ foreach my $how (
 		UPDATE migrate.source_table s SET key_columns = '{id}' FROM migrate.job j WHERE j.job_id = s.job_id AND job = 'c_view'});
 	start('c_view');
 	ok(wait_for($target, q{SELECT count(*) >= 2 FROM migrate.chunks WHERE job = 'c_view' AND state = 'done'}), 'c_view: two chunks are done');
+	sleep(1.5);
 	src('BEGIN; ALTER VIEW c_view RENAME a TO t; ALTER VIEW c_view RENAME b TO a; ALTER VIEW c_view RENAME t TO b; COMMIT');
 	is_paused('c_view', qr/public\.c_view has other columns/);
 	nothing_wrong('c_view', 'c_view');
@@ -242,7 +245,7 @@ foreach my $how (
 # a foreign scan is not seen under the chunk, but by the watch
 {
 	make_table('c_fdw');
-	start_slowly('c_fdw', 'c_fdw', ', "transport": "fdw", "chunk_rows": 1000, "chunking": "key"');
+	start_slowly('c_fdw', 'c_fdw', ', "transport": "fdw", "chunk_rows": 1000, "chunking": "key", "rows_per_second": 1500');
 	src('ALTER TABLE c_fdw ALTER c TYPE varchar(30)');
 	is_paused('c_fdw', qr/public\.c_fdw has another type/);
 	src('ALTER TABLE c_fdw ALTER c TYPE varchar(20)');
@@ -374,7 +377,8 @@ $hold->quit;
 	sql('SELECT pg_reload_conf()');
 	start('w_late');
 	ok(wait_for($target, q{SELECT count(*) = 1 FROM migrate.chunk c JOIN migrate.job j USING (job_id) WHERE job = 'w_late' AND c.state = 'running'}), 'w_late: a chunk is about to commit');
-	sleep(1);
+	# the watch has just looked, and will not again so soon
+	sleep(3);
 	src('ALTER TABLE w_late ATTACH PARTITION w_late_3 FOR VALUES FROM (2000) TO (3000)');
 	sql(q{ALTER SYSTEM RESET migrate.fault});
 	sql('SELECT pg_reload_conf()');
