@@ -29,7 +29,6 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/pg_locale.h"
 #include "utils/typcache.h"
 #include "utils/xml.h"
 
@@ -77,7 +76,7 @@ migrate_input_settings(bool money)
 	int			level;
 
 	if (Array_nulls && xmloption == XMLOPTION_CONTENT &&
-		(!money || strcmp(locale_monetary, "C") == 0))
+		(!money || strcmp(GetConfigOption("lc_monetary", false, false), "C") == 0))
 		return 0;
 	level = NewGUCNestLevel();
 	(void) set_config_option("array_nulls", "on", PGC_USERSET, PGC_S_SESSION,
