@@ -205,6 +205,7 @@ binary_form_is_portable(Oid type)
 		case REGDICTIONARYOID:
 		case XMLOID:			/* names its encoding */
 		case MONEYOID:			/* digits by locale */
+		case TSQUERYOID:		/* 18 sends an empty one and cannot read it */
 		case INT2VECTOROID:		/* an empty one is sent but not received */
 		case OIDVECTOROID:
 			return false;

@@ -205,7 +205,7 @@ LANGUAGE sql AS $f$
 		UNION ALL
 		SELECT 'constraint', c.oid::regclass::text, o.conname, concat_ws(' ', pg_get_constraintdef(o.oid), o.conislocal, o.coninhcount, o.connoinherit AND o.contype = 'c', o.convalidated,
 			   p.conname, obj_description(o.oid, 'pg_constraint'))
-		FROM c JOIN pg_constraint o ON o.conrelid = c.oid LEFT JOIN pg_constraint p ON p.oid = o.conparentid
+		FROM c JOIN pg_constraint o ON o.conrelid = c.oid LEFT JOIN pg_constraint p ON p.oid = o.conparentid WHERE o.contype <> 'n'
 		UNION ALL
 		SELECT 'statistics', c.oid::regclass::text, s.stxname, concat_ws(' ', pg_get_statisticsobjdef(s.oid), s.stxstattarget, obj_description(s.oid, 'pg_statistic_ext'))
 		FROM c JOIN pg_statistic_ext s ON s.stxrelid = c.oid
