@@ -166,8 +166,8 @@ sub schema_dump
 			next if $statement =~ /^(?:SET|SELECT pg_catalog\.set_config)\b/ || $statement =~ /^\\(?:un)?restrict/;
 			$statement =~ s/^\s*--[^\n]*\n//g;
 
-			# of 18: a key makes an inherited NOT NULL the child's own, also
-			# when pg_dump's own statements are run
+			# on 18 an inherited NOT NULL of a child may become its own besides,
+			# which changes nothing but its words
 			$statement =~ s/\n    CONSTRAINT \S+ NOT NULL [^\n]*?,?(?=\n)//g if $statement =~ /\nINHERITS \(/;
 			push @result, { type => $type, schema => $schema, name => $name, object => about_object($type, $schema, $name), text => $statement };
 		}
