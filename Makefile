@@ -5,6 +5,7 @@
 #   make check          build, then every test, on private throwaway servers;
 #                       make check TESTS="sql/define t/001_harness" for some
 #   make demo           two minutes: a migration between two throwaway servers
+#   make bench          races against other tools, into doc/performance.md
 #   make matrix         the tests on other PostgreSQL versions, in chroots
 #   make indent         lay the C sources out as PostgreSQL does
 #   make indent-check   fail when they are not
@@ -20,7 +21,7 @@ TESTS ?=
 
 # These come without PGXS, which has a "check" that only refuses; and the
 # first of them install PostgreSQL where there is none yet.
-SCRIPTED = check demo matrix indent indent-check
+SCRIPTED = check demo bench matrix indent indent-check
 .PHONY: $(SCRIPTED)
 
 ifneq (,$(filter $(SCRIPTED),$(MAKECMDGOALS)))
@@ -34,6 +35,10 @@ check:
 demo:
 	@test/tools/install_deps
 	@test/demo
+
+bench:
+	@test/tools/install_deps bench
+	@bench/run $(BENCH)
 
 matrix:
 	@test/tools/install_deps matrix

@@ -268,6 +268,8 @@ CREATE TABLE migrate.post_step (
 								'cluster', 'comment', 'grant', 'doubles', 'sequences', 'vacuum')),
 	-- what it makes, as shown: a name or a list of names
 	object		text NOT NULL,
+	-- the name on the source, where that is taken here
+	source_object text,
 	-- one or more statements, run in one transaction (VACUUM: alone)
 	ddl			text NOT NULL,
 	phase		int NOT NULL,
@@ -282,6 +284,9 @@ CREATE TABLE migrate.post_step (
 	sqlstate	text,
 	error		text,
 	reason		text,			-- of 'skipped', or that it was there already
+	-- of an error that passes (a lock time-out): since when, next try
+	error_since	timestamptz,
+	retry_at	timestamptz,
 	started_at	timestamptz,
 	finished_at	timestamptz
 );

@@ -344,100 +344,6 @@ COMMENT ON FUNCTION migrate._check_target(oid, text) IS
 'errors when a relation cannot be the target of one more mapping: 42809 not a table, 42710 mapped already';
 
 /*
- * A target table like the source: columns with types, collations, NOT NULL,
- * identity, generated columns, and defaults that do not draw from a sequence.
- * No index: keys are built after the copy (migrate.post_step).
- */
-CREATE FUNCTION migrate._make_target(j migrate.job, schema text, name text, foreign_table oid, about jsonb)
-RETURNS oid
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-#variable_conflict use_column
-DECLARE
-	full_name text := format('%I.%I', $2, $3);
-	-- expressions of the source mean its own column names
-	renamed	boolean := EXISTS (SELECT FROM migrate._foreign_columns($4) c WHERE c.local_name <> c.remote_name);
-	defaults boolean;
-	ddl		text;
-BEGIN
-	PERFORM migrate._make_schema($1.job_id, $2, false);
-	INSERT INTO migrate.made_object (job_id, side, kind, object, temporary)
-	VALUES ($1.job_id, 'target', 'table', full_name, false);
-	FOREACH defaults IN ARRAY ARRAY[true, false]
-	LOOP
-		SELECT format('CREATE TABLE %s (%s)', full_name, string_agg(
-			format('%I %s', c.local_name, c.type)
-			|| migrate._collate_clause(r -> 'collation')
-			|| CASE
-				WHEN r ->> 'generated' IN ('s', 'v') AND NOT renamed THEN
-					format(' GENERATED ALWAYS AS (%s) STORED', r ->> 'default')
-				WHEN r ->> 'identity' IN ('a', 'd') AND r ->> 'type' = c.type THEN
-					format(' GENERATED %s AS IDENTITY', CASE r ->> 'identity' WHEN 'a' THEN 'ALWAYS' ELSE 'BY DEFAULT' END)
-				WHEN r ->> 'default' IS NOT NULL AND r ->> 'generated' = '' AND NOT renamed AND defaults
-					AND r ->> 'default' !~* '\mnextval\(' THEN
-					format(' DEFAULT %s', r ->> 'default')
-				ELSE '' END
-			|| CASE WHEN (r ->> 'notnull')::boolean THEN ' NOT NULL' ELSE '' END,
-			', ' ORDER BY c.attnum))
-		INTO ddl
-		FROM migrate._foreign_columns($4) c
-		LEFT JOIN jsonb_array_elements($5 -> 'columns') r ON r ->> 'name' = c.remote_name;
-		BEGIN
-			EXECUTE coalesce(ddl, format('CREATE TABLE %s ()', full_name));
-			EXIT;
-		EXCEPTION WHEN undefined_function OR undefined_object OR undefined_table OR invalid_schema_name THEN
-			IF NOT defaults THEN
-				RAISE EXCEPTION USING ERRCODE = SQLSTATE,
-					MESSAGE = format('target table %s cannot be made like the source: %s', full_name, SQLERRM),
-					HINT = 'Make the table by hand, then add it again.';
-			END IF;
-			RAISE WARNING USING ERRCODE = '01000',
-				MESSAGE = format('target table %s is made without column defaults: %s', full_name, SQLERRM);
-		END;
-	END LOOP;
-	RETURN to_regclass(full_name);
-END
-$$;
-COMMENT ON FUNCTION migrate._make_target(migrate.job, text, text, oid, jsonb) IS
-'makes a target table like a source table, without keys; returns its OID';
-
-/* The primary key (else the unique key) of a target made here, for after the copy. */
-CREATE FUNCTION migrate._plan_key(j migrate.job, mapping_id int, target oid, foreign_table oid, about jsonb)
-RETURNS void
-LANGUAGE plpgsql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-	key		jsonb := migrate._key_of($4, $5 -> 'keys', also_deferrable => true);
-	cols	text;
-	body	text;
-	name	text;
-BEGIN
-	IF key IS NULL OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = $3 AND i.indisunique) THEN
-		RETURN;
-	END IF;
-	SELECT string_agg(quote_ident(c.name), ', ' ORDER BY c.pos) INTO cols
-	FROM jsonb_array_elements_text(key -> 'columns') WITH ORDINALITY c(name, pos);
-	body := format('%s (%s)', CASE WHEN (key ->> 'primary')::boolean THEN 'PRIMARY KEY' ELSE 'UNIQUE' END, cols);
-	-- with its INCLUDE columns, where names are the same
-	IF starts_with(key ->> 'definition', body) THEN
-		body := regexp_replace(key ->> 'definition', ' (NOT )?DEFERRABLE.*$| INITIALLY .*$', '');
-	END IF;
-	SELECT format(' CONSTRAINT %I', key ->> 'name') INTO name
-	FROM pg_class c
-	WHERE c.oid = $3
-	  AND NOT EXISTS (SELECT FROM pg_class x WHERE x.relnamespace = c.relnamespace
-											   AND x.relname = key ->> 'name');
-	INSERT INTO migrate.post_step (job_id, mapping_id, kind, object, ddl)
-	VALUES ($1.job_id, $2, 'primary key', migrate._name_of($3),
-			format('ALTER TABLE %s ADD%s %s', migrate._name_of($3), coalesce(name, ''), body));
-END
-$$;
-COMMENT ON FUNCTION migrate._plan_key(migrate.job, int, oid, oid, jsonb) IS
-'records the key of a target table that the job made, to be built after the copy';
-
-/*
  * The columns that a mapping function's rows have, after checking that it
  * takes a row of the source table.
  */
@@ -757,21 +663,19 @@ BEGIN
 			HINT = 'Name the tables that the mapping looks things up in, each as schema.table.';
 	END IF;
 
-	BEGIN
-		INSERT INTO migrate.mapping (job_id, source_id, target_oid, target, kind, mapping, columns, filter,
-									 key, owns, reads, search_path, target_columns, query, many, created_target)
-		VALUES ($1.job_id, s.source_id, $4, shown,
-				CASE WHEN $5 IS NOT NULL THEN 'function' WHEN $6 IS NOT NULL THEN 'columns' ELSE 'identity' END,
-				$5, $6, $7, key_map, $9, read_tables, $11,
-				compiled.target_columns, compiled.query, many, created)
-		RETURNING mapping_id INTO new_id;
-	EXCEPTION WHEN unique_violation THEN
+	-- no block of its own: each costs with the number of tables made before
+	INSERT INTO migrate.mapping (job_id, source_id, target_oid, target, kind, mapping, columns, filter,
+								 key, owns, reads, search_path, target_columns, query, many, created_target)
+	VALUES ($1.job_id, s.source_id, $4, shown,
+			CASE WHEN $5 IS NOT NULL THEN 'function' WHEN $6 IS NOT NULL THEN 'columns' ELSE 'identity' END,
+			$5, $6, $7, key_map, $9, read_tables, $11,
+			compiled.target_columns, compiled.query, many, created)
+	ON CONFLICT DO NOTHING
+	RETURNING mapping_id INTO new_id;
+	IF NOT FOUND THEN
 		RAISE EXCEPTION USING ERRCODE = '42710',
 			MESSAGE = format('target %s has a mapping already, in another job', shown),
 			HINT = 'Mappings that fill one table each need a predicate of their own in "owns".';
-	END;
-	IF created THEN
-		PERFORM migrate._plan_key($1, new_id, $4, $2, $3);
 	END IF;
 	-- planned as the loaders will: types, missing functions, rights
 	PERFORM migrate._mapping_check(new_id);
@@ -785,7 +689,9 @@ CREATE FUNCTION @extschema@.migrate_add_table(job text, source text, target text
 											mapping regproc DEFAULT NULL, columns jsonb DEFAULT NULL,
 											filter text DEFAULT NULL, key jsonb DEFAULT NULL,
 											owns text DEFAULT NULL, reads text[] DEFAULT '{}',
-											search_path text DEFAULT current_setting('search_path'))
+											search_path text DEFAULT current_setting('search_path'),
+											target_definition text DEFAULT NULL, column_types jsonb DEFAULT NULL,
+											tablespace text DEFAULT NULL)
 RETURNS void
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -793,10 +699,14 @@ AS $$
 #variable_conflict use_column
 DECLARE
 	j		migrate.job := migrate._job_to_define($1);
+	data_only boolean := migrate._option(j.job_id, 'content') = 'data';
 	parts	text[];
 	ft		oid;
 	tgt		oid;
 	about	jsonb;
+	types	jsonb;
+	names	record;
+	new_id	int;
 BEGIN
 	PERFORM migrate._require_user_mapping(j.server);
 	IF $4 IS NOT NULL AND $5 IS NOT NULL THEN
@@ -808,33 +718,60 @@ BEGIN
 	END IF;
 	parts := migrate._split_name($3, 'target table');
 	tgt := migrate._resolve($3, $10);
-	IF tgt IS NOT NULL THEN
+	IF $11 IS NOT NULL AND tgt IS NOT NULL THEN
+		RAISE EXCEPTION USING ERRCODE = '42P07', MESSAGE = format('target %s exists already', migrate._name_of(tgt)),
+			HINT = 'Leave target_definition out to use the table as it is, or drop it.';
+	ELSIF ($12 IS NOT NULL OR $13 IS NOT NULL) AND (tgt IS NOT NULL OR $11 IS NOT NULL) THEN
+		RAISE EXCEPTION USING ERRCODE = '22023',
+			MESSAGE = format('%s is only for a target that is made like the source', CASE WHEN $12 IS NULL THEN 'tablespace' ELSE 'column_types' END),
+			HINT = CASE WHEN tgt IS NULL THEN 'Say it in target_definition.' ELSE 'The target exists and is used as it is.' END;
+	ELSIF tgt IS NOT NULL THEN
 		PERFORM migrate._check_target(tgt, $8);
-	ELSIF $4 IS NOT NULL OR $5 IS NOT NULL THEN
+	ELSIF data_only THEN
+		RAISE EXCEPTION USING ERRCODE = '42P01', MESSAGE = format('target table "%s" does not exist', $3),
+			HINT = 'With option content = data no target is made. Make it first, for example with pg_dump --section=pre-data of the source, restored here.';
+	ELSIF $11 IS NULL AND ($4 IS NOT NULL OR $5 IS NOT NULL) THEN
 		RAISE EXCEPTION USING ERRCODE = '42P01', MESSAGE = format('target table "%s" does not exist', $3),
 			HINT = 'Make it first. Only a mapping by name alone (without mapping and columns) makes a missing target.';
-	ELSIF cardinality(parts) = 1 THEN
+	ELSIF $11 IS NULL AND cardinality(parts) = 1 THEN
 		parts := ARRAY[migrate._first_schema($10), parts[1]];
 		IF parts[1] IS NULL THEN
 			RAISE EXCEPTION USING ERRCODE = '3F000', MESSAGE = 'no schema has been selected to make the target in',
 				HINT = 'Write the target as schema.table.';
 		END IF;
 	END IF;
+	PERFORM migrate._check_tablespace($13);
 
 	ft := migrate._find_source(j, $2, $4, $10);
 	about := migrate._describe_source(j, ft);
-	IF tgt IS NULL THEN
-		tgt := migrate._make_target(j, parts[1], parts[2], ft, about);
+	IF $11 IS NOT NULL THEN
+		tgt := migrate._make_own_target(j, $3, $11, ft, $10);
+		PERFORM migrate._check_target(tgt, $8);
+	ELSIF tgt IS NULL THEN
+		PERFORM migrate._make_schema(j.job_id, parts[1], false);
+		IF $12 IS NOT NULL THEN
+			types := migrate._column_types($12, ft, parts[1], $10);
+		END IF;
+		PERFORM migrate._make_targets(j, ARRAY[ft], parts[1:1], parts[2:2], NULL, $13, types);
+		tgt := to_regclass(format('%I.%I', parts[1], parts[2]));
+		SELECT * INTO names FROM migrate._remote_name(ft);
+		PERFORM migrate._own_sequences(j, names.remote_schema, parts[1]);
 	END IF;
-	PERFORM migrate._add_mapping(j, ft, about, tgt, $4, $5, $6, $7, $8, $9, $10);
+	new_id := migrate._add_mapping(j, ft, about, tgt, $4, $5, $6, $7, $8, $9, $10);
+	-- else a parent that is chosen alone is read with its children
+	IF EXISTS (SELECT FROM migrate.job_schema s WHERE s.job_id = j.job_id) THEN
+		PERFORM migrate._set_only_parent(j);
+	END IF;
+	PERFORM migrate._plan_steps(j, ARRAY[new_id]);
 END
 $$;
-COMMENT ON FUNCTION @extschema@.migrate_add_table(text, text, text, regproc, jsonb, text, jsonb, text, text[], text) IS
-'adds one mapping to a job that has not started. source = schema.table on the source (imported when needed) or a local foreign table of the job''s server; target = a table here, made when it is missing and neither mapping nor columns is given; mapping = a function from the source row to the target row or a set of it; columns = {"target column": "expression over the source row"}, the rest by name, null leaves a column to its default; filter = predicate over the source row; key = {"target column": "source column or expression"}, how a target row is found from a source row (default: the columns that take over the source''s key); owns = predicate over the target, for targets that several mappings fill; reads = tables that the mapping looks things up in; search_path = how names in all of these are read (default: the caller''s). Errors: 42704 unknown job or no user mapping; 55000 the job has started; 22023; 42602, 42P01 unknown table; 42809 target is no table; 42710 target mapped already; 42883, 42P13, 42804 mapping function; 42703 unknown column; 23502 a needed column is not given; 428C9 a generated column is given; 42P10 key not unique; 42P07 as migrate_import; 08001 source not reached';
+COMMENT ON FUNCTION @extschema@.migrate_add_table(text, text, text, regproc, jsonb, text, jsonb, text, text[], text, text, jsonb, text) IS
+'adds one mapping to a job that has not started. source = schema.table on the source (imported when needed) or a local foreign table of the job''s server; target = a table here, made like the source (with its partitions) when it is missing and neither mapping nor columns is given; mapping = a function from the source row to the target row or a set of it; columns = {"target column": "expression over the source row"}, the rest by name, null leaves a column to its default; filter = predicate over the source row; key = {"target column": "source column or expression"}, how a target row is found from a source row (default: the columns that take over the source''s key); owns = predicate over the target, for targets that several mappings fill; reads = tables that the mapping looks things up in; search_path = how names in all of these are read (default: the caller''s); target_definition = statements that make the missing target, for example partitioned in another way; column_types = {"column": "type"}, other types in a target that is made like the source; tablespace = where such a target lies. Errors: 42704 unknown job, no user mapping or no such tablespace; 55000 the job has started; 22023; 42602, 42P01 unknown table, or the target is missing and may not or was not made; 42809 target is no table; 42710 target mapped already; 42883, 42P13, 42804 mapping function; 42703 unknown column; 23502 a needed column is not given; 428C9 a generated column is given; 42P10 key not unique; 42P07 a name is taken, as migrate_import; 08001 source not reached';
 
 CREATE FUNCTION @extschema@.migrate_add_schema(job text, source_schema text, target_schema text DEFAULT NULL,
 											 include text[] DEFAULT NULL, exclude text[] DEFAULT NULL,
-											 search_path text DEFAULT current_setting('search_path'))
+											 search_path text DEFAULT current_setting('search_path'),
+											 rename jsonb DEFAULT NULL, tablespace text DEFAULT NULL)
 RETURNS int
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -844,81 +781,109 @@ DECLARE
 	j		migrate.job := migrate._job_to_define($1);
 	place	text := coalesce($3, $2);
 	srv_name text := (SELECT s.srvname FROM pg_foreign_server s WHERE s.oid = j.server);
+	postgres boolean := migrate._is_postgres_fdw(j.server);
+	data_only boolean := migrate._option(j.job_id, 'content') = 'data';
 	last_made int := (SELECT coalesce(max(m.object_id), 0) FROM migrate.made_object m);
 	names	text[];
 	new_names text[];
-	t		record;
-	tgt		oid;
-	added	int := 0;
+	sources	jsonb[];		-- {"name", "ft", "about", "target", "new"}
+	missing	text;
+	s		jsonb;
+	mappings int[] := '{}';
 BEGIN
 	PERFORM migrate._require_user_mapping(j.server);
 	IF $2 IS NULL THEN
 		RAISE EXCEPTION USING ERRCODE = '22004', MESSAGE = 'source_schema must not be null',
 			HINT = 'Name the schema on the source, for example migrate_add_schema(''shop'', ''public'').';
 	END IF;
+	PERFORM migrate._check_tablespace($8);
 	BEGIN
-		IF migrate._is_postgres_fdw(j.server) THEN
+		IF postgres THEN
 			names := migrate._choose_tables(j.server, $2, $4, $5, 'rp');
 			-- what is mapped already stays as it is
 			names := ARRAY(SELECT n FROM unnest(names) n
 						   WHERE NOT EXISTS (SELECT FROM migrate.mapping m WHERE m.job_id = j.job_id
-											 AND m.target_oid = to_regclass(format('%I.%I', place, n)))
+											 AND m.target_oid = to_regclass(format('%I.%I', place, coalesce($7 ->> n, n))))
+							 AND n NOT IN (SELECT t.remote_table FROM migrate.source_table t
+										   WHERE t.job_id = j.job_id AND t.remote_schema = $2)
 						   ORDER BY n);
+			IF $4 IS NOT NULL THEN
+				names := ARRAY(SELECT unnest(names) EXCEPT SELECT unnest(migrate._covered_partitions(j, $2, names)) ORDER BY 1);
+			END IF;
+		END IF;
+		IF $7 IS NOT NULL THEN
+			PERFORM migrate._check_rename(j, $2, $7, names);
+		END IF;
+		INSERT INTO migrate.job_schema (job_id, source_schema, target_schema, include, exclude, rename, tablespace, search_path)
+		VALUES (j.job_id, $2, place, $4, $5, coalesce($7, '{}'), $8, $6);
+
+		IF NOT data_only THEN
+			PERFORM migrate._make_schema(j.job_id, place, false);
+			IF postgres AND $4 IS NULL THEN
+				PERFORM migrate._import_schema_types(j.job_id, j.server, $2);
+			END IF;
+			PERFORM migrate._comment_schema(j, $2, place);
+			PERFORM migrate._import_sequences(j, $2, place, $4, $5);
+		END IF;
+		IF postgres THEN
 			new_names := ARRAY(SELECT n FROM unnest(names) n
 							   WHERE n NOT IN (SELECT f.remote_table
 											   FROM migrate._foreign_tables_of_job(j.job_id, j.server) f
 											   WHERE f.remote_schema = $2)
 							   ORDER BY n);
 			PERFORM migrate._import_tables(j, $2, srv_name, new_names);
+			SELECT array_agg(jsonb_build_object('name', x.name, 'ft', x.ft::int8, 'about', x.about) ORDER BY x.name) INTO sources
+			FROM (SELECT DISTINCT ON (d.remote_table) d.remote_table AS name, f.foreign_table::oid AS ft, to_jsonb(d) AS about
+				  FROM migrate._remote_describe(j.server, array_fill($2, ARRAY[cardinality(names)]), names) d
+				  JOIN migrate._foreign_tables_of_job(j.job_id, j.server) f USING (remote_schema, remote_table)
+				  WHERE names <> '{}'
+				  ORDER BY d.remote_table, f.foreign_table::oid) x;
 		ELSE
+			-- what it imported just now
 			PERFORM migrate._import_other(j, $2, srv_name, $4, $5);
+			SELECT array_agg(jsonb_build_object('name', c.relname, 'ft', c.oid::int8, 'about', migrate._describe_source(j, c.oid))
+							 ORDER BY c.relname) INTO sources
+			FROM migrate.made_object m JOIN pg_class c ON c.oid = to_regclass(m.object)
+			WHERE m.job_id = j.job_id AND m.object_id > last_made AND m.kind = 'foreign table';
+		END IF;
+		SELECT array_agg(x || jsonb_build_object('target', coalesce($7 ->> (x ->> 'name'), x ->> 'name'),
+												 'new', to_regclass(format('%I.%I', place, coalesce($7 ->> (x ->> 'name'), x ->> 'name'))) IS NULL)
+						 ORDER BY x ->> 'name') INTO sources
+		FROM unnest(sources) x;
+
+		SELECT string_agg(format('%I.%I', place, x ->> 'target'), ', ' ORDER BY x ->> 'target') INTO missing
+		FROM unnest(sources) x WHERE (x ->> 'new')::boolean;
+		IF missing IS NOT NULL AND data_only THEN
+			RAISE EXCEPTION USING ERRCODE = '42P01', MESSAGE = format('target tables do not exist: %s', missing),
+				HINT = 'With option content = data no target is made. Make them first, for example with pg_dump --section=pre-data of the source, restored here; or exclude them.';
+		ELSIF missing IS NOT NULL THEN
+			PERFORM migrate._make_targets(j, array_agg((x ->> 'ft')::oid ORDER BY x ->> 'name'),
+										  array_agg(place), array_agg(x ->> 'target' ORDER BY x ->> 'name'), $7, $8)
+			FROM unnest(sources) x WHERE (x ->> 'new')::boolean;
+		END IF;
+		IF NOT data_only THEN
+			PERFORM migrate._own_sequences(j, $2, place);
 		END IF;
 
-		FOR t IN
-			SELECT DISTINCT ON (d.remote_table) d.remote_table AS name, f.foreign_table::oid AS ft, to_jsonb(d) AS about
-			FROM migrate._remote_describe(j.server, array_fill($2, ARRAY[cardinality(names)]), names) d
-			JOIN migrate._foreign_tables_of_job(j.job_id, j.server) f USING (remote_schema, remote_table)
-			WHERE names <> '{}'
-			ORDER BY d.remote_table,
-					 f.foreign_table::oid IN (SELECT s.foreign_table FROM migrate.source_table s
-											  WHERE s.job_id = j.job_id) DESC,
-					 f.foreign_table::oid
+		FOREACH s IN ARRAY coalesce(sources, '{}')
 		LOOP
-			tgt := to_regclass(format('%I.%I', place, t.name));
-			IF tgt IS NULL THEN
-				tgt := migrate._make_target(j, place, t.name, t.ft, t.about);
-			ELSE
-				PERFORM migrate._check_target(tgt, NULL);
+			IF NOT (s ->> 'new')::boolean THEN
+				PERFORM migrate._check_target(to_regclass(format('%I.%I', place, s ->> 'target')), NULL);
 			END IF;
-			PERFORM migrate._add_mapping(j, t.ft, t.about, tgt, NULL, NULL, NULL, NULL, NULL, '{}', $6);
-			added := added + 1;
+			mappings := mappings || migrate._add_mapping(j, (s ->> 'ft')::oid, s -> 'about', to_regclass(format('%I.%I', place, s ->> 'target')),
+														 NULL, NULL, NULL, NULL, NULL, '{}', $6);
 		END LOOP;
-
-		-- another wrapper: what it imported just now
-		FOR t IN
-			SELECT c.relname AS name, c.oid AS ft, migrate._describe_source(j, c.oid) AS about
-			FROM migrate.made_object m JOIN pg_class c ON c.oid = to_regclass(m.object)
-			WHERE names IS NULL AND m.job_id = j.job_id AND m.object_id > last_made AND m.kind = 'foreign table'
-			ORDER BY c.relname
-		LOOP
-			tgt := to_regclass(format('%I.%I', place, t.name));
-			IF tgt IS NULL THEN
-				tgt := migrate._make_target(j, place, t.name, t.ft, t.about);
-			ELSE
-				PERFORM migrate._check_target(tgt, NULL);
-			END IF;
-			PERFORM migrate._add_mapping(j, t.ft, t.about, tgt, NULL, NULL, NULL, NULL, NULL, '{}', $6);
-			added := added + 1;
-		END LOOP;
+		PERFORM migrate._set_only_parent(j);
+		PERFORM migrate._plan_steps(j, mappings);
 	EXCEPTION WHEN out_of_memory THEN
 		RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = SQLERRM,
 			HINT = 'Raise max_locks_per_transaction, or add the schema in parts, each in a transaction of its own, with include => ''{a*}''; tables that are mapped already are skipped.';
 	END;
-	RETURN added;
+	RETURN cardinality(mappings);
 END
 $$;
-COMMENT ON FUNCTION @extschema@.migrate_add_schema(text, text, text, text[], text[], text) IS
-'adds all tables of a schema on the source by name, with foreign tables where they are missing, and makes missing target tables: source_schema = there, target_schema = here (default: the same name, made when missing), include and exclude = name patterns (* any text, ? a character). Views, foreign tables, partitions and tables of extensions are left out unless (the last two) named; targets that the job maps already are skipped. Takes about four locks a table, see max_locks_per_transaction. Returns the number of tables added. Errors: as migrate_import and migrate_add_table';
+COMMENT ON FUNCTION @extschema@.migrate_add_schema(text, text, text, text[], text[], text, jsonb, text) IS
+'adds all tables of a schema on the source by name, with foreign tables where they are missing, and makes what is missing here: the schema, its types (all of them when include is null), sequences and tables, with partitions and parents. source_schema = there, target_schema = here (default: the same name), include and exclude = name patterns (* any text, ? a character), search_path = as for migrate_add_table, rename = {"name on the source": "name here"} of tables, partitions and sequences, tablespace = where tables that it makes lie. Views, foreign tables, partitions and tables of extensions are left out unless (the last two) named; partitions come with their table; source tables that the job maps already are skipped. With option content = data nothing is made but foreign tables. Takes about four locks a table, see max_locks_per_transaction. Returns the number of tables added. Errors: 42P01 a name in rename is unknown, or a target is missing and content = data; 42P07 names collide; 42704 no such tablespace; as migrate_import and migrate_add_table';
 
 CREATE FUNCTION @extschema@.migrate_remove_table(job text, target text,
 											   search_path text DEFAULT current_setting('search_path'))
@@ -949,6 +914,10 @@ BEGIN
 	DELETE FROM migrate.source_table s
 	WHERE s.job_id = j.job_id
 	  AND NOT EXISTS (SELECT FROM migrate.mapping m WHERE m.source_id = s.source_id);
+	-- the last child gone: its parent is read with its children again
+	IF EXISTS (SELECT FROM migrate.source_table s WHERE s.job_id = j.job_id AND s.only_parent) THEN
+		PERFORM migrate._set_only_parent(j);
+	END IF;
 	IF made IS NOT NULL THEN
 		RAISE NOTICE USING MESSAGE = format('table %s, which was made for the job, is kept', made),
 			HINT = format('DROP TABLE %s;', made);

@@ -4,20 +4,39 @@
  *
  * A check gives one row a finding, or one row 'ok' when it found nothing.
  * Finding something never raises an error; neither does a check that cannot
- * be made, which is a finding itself.  The source is asked twice in all,
- * whatever the number of tables.
+ * be made, which is a finding itself.  The source is asked a few times in
+ * all, whatever the number of tables.
  */
+
+/*
+ * Every check, in the order in which they are shown, and the part that makes
+ * it.  "remote": it needs a source behind postgres_fdw that can be reached.
+ */
+CREATE FUNCTION migrate._checks() RETURNS TABLE (name text, part text, remote boolean)
+LANGUAGE sql IMMUTABLE ROWS 40
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT u.n, c.part, c.remote
+	FROM (VALUES
+		(1, 'job', false, '{owner,user_mapping,tables,worker_slots,launcher}'),
+		(2, 'source', true, '{connection,source_version,encoding,source_table,source_privilege,row_security,source_key,
+			source_kind,inheritance,types,generated_column}'),
+		(3, 'schema', true, '{not_moved,large_objects,grants,extension,foreign_key_target}'),
+		(4, 'target', false, '{foreign_table,target,target_privilege,target_owner,target_row_security,target_empty,
+			target_indexes,target_triggers}'),
+		(5, 'definitions', true, '{target_definition_diff}'),
+		(6, 'mappings', false, '{mapping,reads,key_map,key_index,sample,columns_left}')) c(ord, part, remote, names)
+	CROSS JOIN LATERAL unnest(c.names::text[]) WITH ORDINALITY u(n, pos)
+	ORDER BY c.ord, u.pos
+$$;
+COMMENT ON FUNCTION migrate._checks() IS
+'all checks of migrate_preflight in their order: name, the part _preflight_<part> that makes it, and whether it reads the catalogs of the source';
 
 CREATE FUNCTION migrate._check_names() RETURNS text[]
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT '{owner,user_mapping,tables,worker_slots,launcher,
-			 connection,source_version,encoding,source_table,source_privilege,row_security,source_key,
-			 source_kind,inheritance,types,generated_column,
-			 foreign_table,target,target_privilege,target_owner,target_row_security,target_empty,
-			 target_indexes,target_triggers,
-			 mapping,reads,key_map,key_index,sample,columns_left}'::text[]
+	SELECT ARRAY(SELECT c.name FROM migrate._checks() c)
 $$;
 COMMENT ON FUNCTION migrate._check_names() IS 'the names of all checks of migrate_preflight, in the order in which it shows them';
 
@@ -126,7 +145,7 @@ BEGIN
 	END IF;
 
 	FOR t IN
-		SELECT s.source, s.key_columns, s.foreign_table, s.remote_schema, s.remote_table, d.kind, d.columns,
+		SELECT s.source, s.key_columns, s.foreign_table, s.remote_schema, s.remote_table, s.only_parent, d.kind, d.columns,
 			   d.readable, d.row_security, d.children, d.remote_table IS NULL AS gone
 		FROM migrate.source_table s
 		LEFT JOIN (SELECT x.* FROM (SELECT array_agg(o.remote_schema) AS a, array_agg(o.remote_table) AS b
@@ -170,7 +189,11 @@ BEGIN
 				format('is a %s', CASE t.kind WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' ELSE 'foreign table' END),
 				'It is read as it is at that moment; changes of it cannot be followed.';
 		END IF;
-		IF t.children THEN
+		IF t.only_parent AND migrate._option($1.job_id, 'transport') = 'fdw' THEN
+			RETURN QUERY SELECT 'inheritance', t.source, 'fail',
+				'its children are targets of their own, and transport fdw cannot read it without them',
+				format('SELECT migrate_alter_job(%L, ''{"transport": "copy"}''); or take the mappings of the children out.', $1.job);
+		ELSIF t.children AND NOT t.only_parent THEN
 			RETURN QUERY SELECT 'inheritance', t.source, 'warn', 'other tables inherit from it',
 				'Make sure that their rows are copied once: read either the parent or the children.';
 		END IF;
@@ -269,10 +292,13 @@ BEGIN
 			EXCEPTION WHEN OTHERS THEN
 				RETURN QUERY SELECT 'target_empty', m.target, 'warn', format('cannot be read: %s', SQLERRM), NULL::text;
 			END;
-			SELECT count(*) INTO n FROM pg_index i WHERE i.indrelid = m.target_oid;
-			IF n > 0 THEN
-				RETURN QUERY SELECT 'target_indexes', m.target, 'warn', format('%s kept up to date row by row', CASE n WHEN 1 THEN 'an index is' ELSE n || ' indexes are' END),
-					'The copy is faster into a table without indexes: drop all but what the key needs and build them afterwards.';
+			SELECT count(*), string_agg(x.relname, ', ' ORDER BY x.relname) INTO n, list
+			FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid
+			WHERE i.indrelid = m.target_oid;
+			IF n > 0 AND migrate._option($1.job_id, 'content') <> 'definitions' THEN
+				RETURN QUERY SELECT 'target_indexes', m.target, 'warn',
+					format('%s the slow way, row by row: %s', CASE n WHEN 1 THEN 'an index forces' ELSE n || ' indexes force' END, list),
+					format('The copy is faster into a table without indexes. Restore only its pre-data (pg_dump --section=pre-data; --section=post-data after the copy), or drop them, and have the job build what the source has: SELECT migrate_alter_job(%L, ''{"indexes": "all"}'');', $1.job);
 			END IF;
 		END IF;
 		SELECT string_agg(t.tgname, ', ' ORDER BY t.tgname) INTO list
@@ -362,6 +388,7 @@ DECLARE
 	sample	jsonb;
 	reads_tables oid[];
 	k		text[];
+	key_list text;
 BEGIN
 	FOR m IN SELECT * FROM migrate.mapping x WHERE x.job_id = $1.job_id ORDER BY x.target, x.mapping_id
 	LOOP
@@ -394,7 +421,19 @@ BEGIN
 				RETURN QUERY SELECT 'key_map', m.target, 'fail', format('the mapping does not give the key column(s) %s', list),
 					'Give them in columns or in the mapping function''s row.';
 			END IF;
-			IF NOT EXISTS (SELECT FROM migrate.post_step p WHERE p.mapping_id = m.mapping_id AND p.kind = 'primary key' AND p.state <> 'done')
+			-- an index over all partitions must have the columns that they go by
+			SELECT string_agg(coalesce(quote_ident(a.attname), 'an expression'), ', ' ORDER BY o.pos) INTO list
+			FROM migrate.made_relation r
+			JOIN pg_partitioned_table p ON p.partrelid = r.target_oid
+			CROSS JOIN LATERAL unnest(p.partattrs::int2[]) WITH ORDINALITY o(num, pos)
+			LEFT JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = o.num AND o.num > 0
+			WHERE r.target_oid = m.target_oid AND r.own_definition AND (a.attname = ANY (k)) IS NOT TRUE;
+			key_list := (SELECT string_agg(quote_ident(x), ', ' ORDER BY x) FROM unnest(k) x);
+			IF list IS NOT NULL THEN
+				RETURN QUERY SELECT 'key_index', m.target, 'warn',
+					format('the table is partitioned by %s, which the key (%s) lacks: no index makes the key unique over all partitions', list, key_list),
+					'Partition it by columns of the key, or accept that rows are found by an index of each partition that is not unique.';
+			ELSIF NOT EXISTS (SELECT FROM migrate.post_step p WHERE p.mapping_id = m.mapping_id AND p.kind = 'key' AND p.state <> 'done')
 				AND NOT EXISTS (
 					SELECT FROM pg_index i
 					CROSS JOIN LATERAL (SELECT array_agg(a.attname::text ORDER BY o.pos) AS cols
@@ -403,10 +442,11 @@ BEGIN
 										WHERE o.pos <= i.indnkeyatts) x
 					WHERE i.indrelid = m.target_oid AND i.indisvalid AND i.indpred IS NULL
 					  AND ((i.indisunique AND x.cols <@ k) OR (x.cols[1:cardinality(k)] @> k))) THEN
-				RETURN QUERY SELECT 'key_index', m.target, 'fail',
-					format('no index serves the key (%s)', (SELECT string_agg(quote_ident(x), ', ' ORDER BY x) FROM unnest(k) x)),
-					format('CREATE %sINDEX ON %s (%s);', CASE WHEN m.many THEN '' ELSE 'UNIQUE ' END, m.target,
-						   (SELECT string_agg(quote_ident(x), ', ' ORDER BY x) FROM unnest(k) x));
+				-- with none, the DBA builds it after the copy
+				RETURN QUERY SELECT 'key_index', m.target,
+					CASE WHEN migrate._option($1.job_id, 'indexes') = 'none' THEN 'warn' ELSE 'fail' END,
+					format('no index serves the key (%s)', key_list),
+					format('CREATE %sINDEX ON %s (%s);', CASE WHEN m.many THEN '' ELSE 'UNIQUE ' END, m.target, key_list);
 			END IF;
 		END IF;
 
@@ -457,30 +497,33 @@ AS $$
 #variable_conflict use_column
 DECLARE
 	j		migrate.job := migrate._job($1);
-	part	text;
+	part	record;
 	found	jsonb;
 	findings jsonb := '[]';
 	names	text[] := migrate._check_names();
+	-- nothing is known of the source
+	blind	boolean := NOT migrate._is_postgres_fdw(j.server);
 BEGIN
-	FOREACH part IN ARRAY '{job,source,target,mappings}'::text[]
+	FOR part IN
+		SELECT c.part AS name, bool_and(c.remote) AS remote, (array_agg(c.name ORDER BY c.pos))[1] AS first_check
+		FROM migrate._checks() WITH ORDINALITY c(name, part, remote, pos)
+		GROUP BY c.part ORDER BY min(c.pos)
 	LOOP
+		-- it has something to say of other wrappers, too
+		CONTINUE WHEN blind AND part.remote AND part.name <> 'source';
 		BEGIN
-			EXECUTE format('SELECT jsonb_agg(to_jsonb(f)) FROM migrate._preflight_%s($1) f', part) INTO found USING j;
+			EXECUTE format('SELECT jsonb_agg(to_jsonb(f)) FROM migrate._preflight_%s($1) f', part.name) INTO found USING j;
 			findings := findings || coalesce(found, '[]');
 		EXCEPTION WHEN OTHERS THEN
 			-- what the other parts found is worth as much
 			findings := findings || jsonb_build_array(jsonb_build_object(
-				'check_name', CASE part WHEN 'job' THEN 'owner' WHEN 'source' THEN 'connection' WHEN 'target' THEN 'target' ELSE 'mapping' END,
-				'object', $1, 'status', 'fail', 'detail', format('the check itself failed: %s', SQLERRM),
-				'hint', NULL));
+				'check_name', part.first_check, 'object', $1, 'status', 'fail',
+				'detail', format('the check itself failed: %s', SQLERRM), 'hint', NULL));
 		END;
+		blind := blind OR findings @> '[{"check_name": "connection", "status": "fail"}]';
 	END LOOP;
-	-- without a source nothing is known of it
-	IF findings @> '[{"check_name": "connection", "status": "fail"}]' OR NOT migrate._is_postgres_fdw(j.server) THEN
-		names := ARRAY(SELECT n FROM unnest(names) WITH ORDINALITY o(n, pos)
-					   WHERE n NOT IN ('connection', 'source_version', 'encoding', 'source_table', 'source_privilege',
-									   'row_security', 'source_key', 'source_kind', 'inheritance', 'types', 'generated_column')
-					   ORDER BY pos);
+	IF blind THEN
+		names := ARRAY(SELECT c.name FROM migrate._checks() c WHERE NOT c.remote);
 	END IF;
 
 	RETURN QUERY

@@ -74,6 +74,10 @@ BEGIN
 				  HINT = 'Add some with migrate_add_table or migrate_add_schema.';
 	END IF;
 	PERFORM migrate._require_preflight(job);
+	IF r.state = 'defined' THEN
+		-- options may have changed, and the source, since it was planned
+		PERFORM migrate._plan_steps(r);
+	END IF;
 	IF r.state = 'cancelled' THEN
 		PERFORM migrate._set_state(r.job_id, CASE r.resume_state
 			WHEN 'copied' THEN 'copying' WHEN 'copying' THEN 'copying'
@@ -129,6 +133,8 @@ BEGIN
 			WHEN 'indexing' THEN 'indexing' ELSE 'preparing' END, 'resumed');
 		UPDATE migrate.job j SET last_error = NULL, last_sqlstate = NULL, last_error_at = NULL
 		WHERE j.job_id = r.job_id;
+		UPDATE migrate.post_step p SET state = 'todo', error_since = NULL, retry_at = NULL
+		WHERE p.job_id = r.job_id AND (p.state = 'failed' OR p.retry_at IS NOT NULL);
 	ELSIF r.wanted = 'stop' THEN
 		RAISE EXCEPTION 'job "%" has not been started', job
 			USING ERRCODE = 'object_not_in_prerequisite_state',
@@ -156,7 +162,7 @@ BEGIN
 		RAISE EXCEPTION 'job "%" is finished', job
 			USING ERRCODE = 'object_not_in_prerequisite_state';
 	END IF;
-	IF migrate._wake(r.job_id) THEN
+	IF migrate._wake(r.job_id, cancel => true) THEN
 		IF r.wanted <> 'cancel' THEN
 			UPDATE migrate.job j SET wanted = 'cancel', pause_reason = NULL
 			WHERE j.job_id = r.job_id;
@@ -167,6 +173,8 @@ BEGIN
 		-- no worker lives (a new one would look at the row that we hold)
 		UPDATE migrate.chunk c SET state = 'todo', worker_pid = NULL
 		WHERE c.job_id = r.job_id AND c.state = 'running';
+		UPDATE migrate.post_step p SET state = 'todo', worker_pid = NULL
+		WHERE p.job_id = r.job_id AND p.state = 'running';
 		PERFORM migrate._set_state(r.job_id, 'cancelled', 'asked for by ' || session_user);
 	END IF;
 END

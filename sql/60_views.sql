@@ -77,6 +77,16 @@ WITH done AS (
 	FROM migrate.dead_letter d
 	WHERE d.state = 'open'
 	GROUP BY d.mapping_id
+), steps AS (
+	SELECT p.mapping_id,
+		   count(*) AS steps,
+		   count(*) FILTER (WHERE p.state IN ('done', 'skipped')) AS steps_done,
+		   count(*) FILTER (WHERE p.state = 'failed') AS steps_failed,
+		   string_agg(p.kind || ' ' || p.object, ', ' ORDER BY p.step_id) FILTER (WHERE p.state = 'running') AS building,
+		   (array_agg(p.kind || ' ' || p.object || ': ' || p.error ORDER BY p.step_id) FILTER (WHERE p.state <> 'done' AND p.error IS NOT NULL))[1]
+			   AS last_error
+	FROM migrate.post_step p
+	GROUP BY p.mapping_id
 ), source AS (
 	SELECT s.*,
 		   s.state IN ('copied', 'done') AS complete,
@@ -112,11 +122,16 @@ SELECT j.job,
 	   s.workers::int AS workers,
 	   coalesce(dead.dead_letters, 0) AS dead_letters,
 	   coalesce(s.throttle, CASE WHEN j.wanted = 'pause' THEN j.pause_reason END) AS throttle,
-	   coalesce(s.last_error, j.last_error) AS last_error
+	   coalesce(s.last_error, steps.last_error, j.last_error) AS last_error,
+	   coalesce(steps.steps, 0)::int AS steps,
+	   coalesce(steps.steps_done, 0)::int AS steps_done,
+	   coalesce(steps.steps_failed, 0)::int AS steps_failed,
+	   steps.building
 FROM migrate.mapping m
 JOIN migrate.job j USING (job_id)
 JOIN source s USING (source_id)
 LEFT JOIN dead USING (mapping_id)
+LEFT JOIN steps USING (mapping_id)
 CROSS JOIN LATERAL (
 	-- an estimate never shows 100 before the end; without one it is not known
 	SELECT CASE WHEN s.complete THEN 100.0
@@ -126,20 +141,22 @@ CROSS JOIN LATERAL (
 ) p
 ORDER BY j.job, m.target, s.source;
 COMMENT ON VIEW migrate.progress IS
-'one row a mapping: state of the job and of the source table, rows and bytes read so far (chunks in flight included) of the estimate, rate over the last 30 seconds, time left, a bar (with a mark while the total is an estimate), loaders at work on it, open dead letters, what holds it back, and the last error. Figures of a source table show in each of its mappings';
+'one row a mapping: state of the job and of the source table, rows and bytes read so far (chunks in flight included) of the estimate, rate over the last 30 seconds, time left, a bar (with a mark while the total is an estimate), loaders at work on it, open dead letters, what holds it back, and the last error; then the steps after the copy: how many, how many are done or skipped, how many have failed, and what is being built. Figures of a source table show in each of its mappings';
 
 CREATE VIEW migrate.workers WITH (security_invoker = true) AS
 	SELECT j.job, w.role, w.pid, w.phase, s.source, nullif(w.chunk_id, 0) AS chunk_id,
 		   w.rows, w.bytes,
 		   round(w.rows / greatest(extract(epoch FROM clock_timestamp() - w.started), 0.001))::bigint AS rows_per_second,
 		   w.chunk_rows, w.chunk_bytes, w.chunks, w.dead AS dead_letters, w.memory,
-		   w.started, w.changed, w.throttle, w.errors, w.error_since, w.sqlstate, w.last_error, w.slot
+		   w.started, w.changed, w.throttle, w.errors, w.error_since, w.sqlstate, w.last_error, w.slot,
+		   w.steps, p.kind || ' ' || p.object AS building
 	FROM migrate._live_workers() w
 	JOIN migrate.job j USING (job_id)
 	LEFT JOIN migrate.source_table s ON s.source_id = w.source_id
+	LEFT JOIN migrate.post_step p ON p.step_id = w.step_id
 	ORDER BY j.job, w.slot;
 COMMENT ON VIEW migrate.workers IS
-'the live workers of each job with counters since their start, of the chunk at hand (chunk_*), memory in bytes, and the error they retry after, if any';
+'the live workers of each job with counters since their start, of the chunk at hand (chunk_*), memory in bytes, and the error they retry after, if any; steps: of those after the copy, how many are over since its start, building: the one at hand';
 
 CREATE VIEW migrate.chunks WITH (security_invoker = true) AS
 	SELECT j.job, s.source, c.chunk_id, l.relation,

@@ -57,6 +57,7 @@ typedef struct MigrateJob
 	/* options in effect; units as in migrate.options */
 	char	   *transport;		/* 'auto', 'copy', 'fdw' */
 	char	   *chunking;		/* 'auto', 'block', 'key', 'whole' */
+	char	   *content;		/* 'all', 'definitions', 'data' */
 	int			workers;
 	int			chunk_time_ms;	/* a chunk should take about this long */
 	int			chunk_rows;		/* first chunk of a key range */
@@ -296,6 +297,20 @@ extern bool migrate_reader_next(MigrateReader *reader, Datum *values, bool *null
 								int64 *bytes);
 extern void migrate_reader_close(MigrateReader *reader);
 
+/*
+ * Is an error that the reader threw about one row?  Call it before the reader
+ * is aborted.
+ */
+extern bool migrate_reader_error_is_of_row(MigrateReader *reader, ErrorData *edata);
+extern bool migrate_error_can_be_of_value(ErrorData *edata);
+
+/*
+ * Settings under which values from the source are read, until the level that
+ * is returned (0: nothing to be done) is ended; or the (sub)transaction fails.
+ */
+extern int	migrate_input_settings(bool money);
+extern void migrate_input_settings_end(int level);
+
 /* Abandon a reader after an error was caught: the source transaction is
  * usable afterwards (it was protected by a savepoint). */
 extern void migrate_reader_abort(MigrateReader *reader);
@@ -336,11 +351,33 @@ typedef struct MigrateBatch
 	int			max_kb;			/* beyond it spills to disk; work_mem at first */
 	struct ResourceOwnerData *owner;	/* of the file that it spills to */
 	MemoryContext mcxt;
+
+	/*
+	 * Straight (migrate_batch_straight): rows are held as tuples of the one
+	 * target, which a writer may take as they are.  The store is made from
+	 * them only when something else is wanted of the batch.
+	 */
+	const struct MigrateStraight *straight; /* NULL: not so */
+	struct HeapTupleData **tuples;
+	int64		max_tuples;		/* room in tuples */
+	MemoryContext tuple_cxt;
 } MigrateBatch;
+
+/*
+ * A mapping that gives every source column, as it is, to a target column of the
+ * same type, and nothing else.
+ */
+typedef struct MigrateStraight
+{
+	TupleDesc	desc;			/* of the target */
+	int		   *columns;		/* target attribute -> source column, from 0 */
+} MigrateStraight;
 
 extern MigrateBatch *migrate_batch_create(MigrateSource *src);
 extern void migrate_batch_add(MigrateBatch *batch, Datum *values, bool *nulls,
 							  int64 bytes);
+extern void migrate_batch_straight(MigrateBatch *batch, const MigrateStraight *straight);
+extern Tuplestorestate *migrate_batch_store(MigrateBatch *batch);
 extern void migrate_batch_reset(MigrateBatch *batch);
 
 /* Rows [lo, hi) as a batch of its own, ordinals starting at 0 again. */
@@ -390,6 +427,7 @@ typedef struct MigrateMapping
 	struct PlannedStmt *plans[MIGRATE_PLAN_CLASSES];
 	TupleDesc	outdesc;		/* ncolumns, then nkeys key values, then ord */
 	List	   *relations;		/* OIDs of tables that the mapping reads */
+	MigrateStraight *straight;	/* NULL: it computes something */
 } MigrateMapping;
 
 extern MigrateMapping *migrate_mapping_load(int mapping_id);
@@ -466,9 +504,49 @@ extern void migrate_checkpoint(MigrateJob *job, MigrateChunk *chunk,
 							   MigrateSourceTxn *txn, int64 rows, int64 bytes,
 							   List *mappings, MigrateCounts *counts);
 
-/* load/keys.c: post_step 'primary key': build it, resolving doubles (P10).
- * Called outside a transaction by the job worker. */
-extern void migrate_build_keys(MigrateJob *job);
+/* ----------------------------------------------------------------
+ * in load/step_claim.c, step_run.c, step_key.c: what is done after the copy,
+ * one row of migrate.post_step at a time
+ * ----------------------------------------------------------------
+ */
+typedef struct MigratePostStep
+{
+	int			step_id;
+	int			attempt;		/* fencing token */
+	Oid			root;			/* target of its mapping, else its own */
+	int			source_id;		/* that the mapping reads, 0: none */
+	char	   *kind;
+	char	   *object;
+	char	   *relation;		/* NULL: of no table */
+	char	   *ddl;
+	bool		has_doubles;	/* 23505 when it was built last (P10) */
+	TimestampTz error_since;	/* of passing errors; 0: none */
+} MigratePostStep;
+
+/*
+ * Claim a step that may run now; NULL when there is none.  While the job still
+ * copies, only keys and indexes of targets whose every source is copied.
+ * Called outside a transaction, commits its own.
+ */
+extern MigratePostStep *migrate_step_claim(MigrateJob *job, MemoryContext mcxt);
+
+/*
+ * Run it and write down what came of it; its own errors are written down too,
+ * not thrown.  True when it is done.  Called outside a transaction.
+ */
+extern bool migrate_step_run(MigrateJob *job, MigratePostStep *step);
+
+/* Like migrate_chunks_release, for steps. */
+extern int	migrate_steps_release(int job_id, int worker_pid /* 0: all */ );
+
+/* Until the transaction's end no step of the job is claimed by anybody. */
+extern void migrate_steps_lock(int job_id);
+
+/* Columns of the key that a statement makes (char *); NIL: it is no such. */
+extern List *migrate_key_columns(const char *ddl);
+
+/* P10 for every mapping that fills the step's table. */
+extern void migrate_step_resolve_doubles(MigrateJob *job, MigratePostStep *step);
 
 /*
  * load/as_owner.c: be the job's owner while mapping code runs, in functions
@@ -508,13 +586,15 @@ typedef struct MigrateWorkerSlot
 	char		role[16];		/* 'job', 'loader' */
 	char		phase[24];		/* 'claim', 'read', 'write', 'throttle', .. */
 	int64		chunk_id;
-	int			source_id;
+	int			step_id;		/* of post_step */
+	int			source_id;		/* of the chunk or step */
 	int64		rows;			/* since its start */
 	int64		bytes;
 	int64		chunk_rows;		/* of the current chunk */
 	int64		chunk_bytes;
 	int64		chunk_dead;
 	int64		chunks;			/* finished, since its start */
+	int64		steps;			/* likewise */
 	int64		dead;
 	Size		memory;			/* bytes in TopMemoryContext and below */
 	TimestampTz started;
@@ -605,6 +685,12 @@ extern void migrate_spi_exec(const char *sql, int nargs, Oid *types,
 							 Datum *values, const char *nulls, int expected);
 extern char *migrate_spi_text(int row, int col);	/* copy, NULL if null */
 extern int64 migrate_spi_int64(int row, int col, int64 if_null);
+
+/*
+ * Until AtEOXact_GUC(true, level): read tables without statistics in the order
+ * of an index rather than sort them.
+ */
+extern int	migrate_follow_index_order(void);
 
 /* fault injection for the crash tests: SIGKILL, an ERROR or a wait at a named
  * point, set by the custom GUC migrate.fault = 'point:kill|error|wait' */

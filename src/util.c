@@ -67,6 +67,23 @@ migrate_spi_int64(int row, int col, int64 if_null)
 }
 
 /*
+ * The tables of a job that has just been planned have no statistics, and the
+ * planner would sort all leaves, or all steps, to get at the first: it shall
+ * read them in the index's order.
+ */
+int
+migrate_follow_index_order(void)
+{
+	static const char *const off[] = {"enable_sort", "enable_bitmapscan", "jit"};
+	int			level = NewGUCNestLevel();
+
+	for (int i = 0; i < lengthof(off); i++)
+		(void) set_config_option(off[i], "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+	return level;
+}
+
+/*
  * A named point where the crash tests stop the process: migrate.fault is
  * "point:kill" (SIGKILL to ourselves), "point:error" or "point:wait" (until
  * the setting changes).  Costs a comparison when not set.

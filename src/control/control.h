@@ -79,6 +79,8 @@ extern MigrateShared *migrate_shmem_peek(int64 handle, int job_id,
 extern void migrate_shmem_unpeek(dsm_segment *seg);
 extern void migrate_slot_chunk(MigrateChunk *chunk);
 extern void migrate_slot_chunk_done(bool success);
+extern void migrate_slot_step(MigratePostStep *step);
+extern void migrate_slot_step_over(bool recorded);
 extern void migrate_slot_memory(void);
 extern void migrate_clip(char *field, size_t size, const char *text);
 extern void migrate_wake_pid(int pid);
@@ -116,7 +118,7 @@ extern bool migrate_trouble_verdict(MigrateJob *job, TimestampTz last_progress,
 									MigrateVerdict *verdict);
 
 /* ----------------------------------------------------------------
- * in loader.c: one chunk after the other; used by the job worker as well
+ * in loader.c: one chunk or step after the other; used by the job worker, too
  * ----------------------------------------------------------------
  */
 typedef struct MigrateLoader
@@ -125,7 +127,13 @@ typedef struct MigrateLoader
 	MigrateConn *conn;
 	MemoryContext conn_cxt;
 	MemoryContext cxt;			/* of one step */
-	bool		release_pending;	/* a chunk may still be marked as ours */
+
+	/* while indexing, what was loaded a moment ago; see known_job() */
+	MigrateJob *job;			/* NULL: none */
+	MemoryContext job_cxt;
+	TimestampTz job_at;
+
+	bool		release_pending;	/* a chunk or step may be marked as ours */
 	int			errors;			/* steps in a row that failed */
 	int			retry_max_delay_ms;
 	char		last_sqlstate[6];
@@ -135,7 +143,8 @@ typedef struct MigrateLoader
 typedef enum MigrateStep
 {
 	MIGRATE_STEP_LOADED,		/* a chunk is done */
-	MIGRATE_STEP_NOTHING,		/* no chunk to claim */
+	MIGRATE_STEP_BUILT,			/* a step after the copy is over */
+	MIGRATE_STEP_NOTHING,		/* nothing to claim */
 	MIGRATE_STEP_ERROR,			/* noted; wait before the next */
 	MIGRATE_STEP_ABANDONED,		/* given up on purpose, chunk is todo */
 	MIGRATE_STEP_GONE			/* the job is not there any more */
@@ -195,6 +204,7 @@ extern void migrate_budget_check_chunk(void);
 extern void migrate_launcher_register(void);
 extern bool migrate_launcher_present(void);
 extern pid_t migrate_launcher_pid(void);
+extern void migrate_launcher_worker_ends(int code, Datum arg);
 
 /* ----------------------------------------------------------------
  * in start.c

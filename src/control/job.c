@@ -45,6 +45,7 @@ static const struct
 {
 	{"transport", OPT_TEXT, offsetof(MigrateJob, transport)},
 	{"chunking", OPT_TEXT, offsetof(MigrateJob, chunking)},
+	{"content", OPT_TEXT, offsetof(MigrateJob, content)},
 	{"workers", OPT_INT, offsetof(MigrateJob, workers)},
 	{"chunk_time", OPT_INT, offsetof(MigrateJob, chunk_time_ms)},
 	{"chunk_rows", OPT_INT, offsetof(MigrateJob, chunk_rows)},

@@ -39,6 +39,7 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
+#include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
@@ -66,13 +67,14 @@ static struct
 	dsm_handle	handle;
 	bool		published;		/* the handle is in the job's row */
 	MemoryContext cxt;			/* of one turn */
-	MigrateLoader *loader;		/* to copy by ourselves */
+	MigrateLoader *loader;		/* to do the loaders' work by ourselves */
 	MigrateConn *conn;			/* to plan, and for throttle_query */
 	MemoryContext conn_cxt;
 	bool		changed;		/* a state was changed: tell the waiting */
+	volatile bool cancelable;	/* SIGINT ends what is at hand */
 
-	/* progress: a chunk done by anybody */
-	int64		chunks_seen;
+	/* progress: a chunk or step done by anybody */
+	int64		work_seen;
 	TimestampTz last_progress;
 
 	/* errors of turns in a row */
@@ -138,15 +140,33 @@ become_the_one(void)
 }
 
 /*
- * Let the others find our shared memory.  Chunks that are marked running are
- * nobody's: loaders of an earlier job worker are fenced off by the attempt.
+ * End the loaders of an earlier job worker that are in the middle of a step:
+ * they are fenced off by the attempt, but could stand in the way for hours.
+ */
+static void
+end_orphans(void)
+{
+	exec_for_job("SELECT pg_catalog.pg_terminate_backend(a.pid, 5000)"
+				 " FROM migrate.post_step p JOIN pg_catalog.pg_stat_activity a"
+				 " ON a.pid = p.worker_pid AND a.backend_type = 'migrate loader'"
+				 " AND a.datid = (SELECT d.oid FROM pg_catalog.pg_database d"
+				 "  WHERE d.datname = pg_catalog.current_database())"
+				 " AND a.backend_start <= p.started_at"
+				 " WHERE p.job_id = $1 AND p.state = 'running'", SPI_OK_SELECT);
+}
+
+/*
+ * Let the others find our shared memory.  Chunks and steps that are marked
+ * running are nobody's: loaders of an earlier job worker are fenced off by the
+ * attempt.
  */
 static void
 publish(void)
 {
 	Oid			types[2] = {INT4OID, INT8OID};
 	Datum		values[2];
-	int			cut_short;
+	int			chunks,
+				steps;
 
 	StartTransactionCommand();
 	values[0] = Int32GetDatum(me.job_id);
@@ -154,12 +174,14 @@ publish(void)
 	migrate_spi_begin();
 	migrate_spi_exec("UPDATE migrate.job SET shm_handle = $2 WHERE job_id = $1",
 					 2, types, values, NULL, SPI_OK_UPDATE);
+	end_orphans();
 	migrate_spi_end();
-	cut_short = migrate_chunks_release(me.job_id, 0);
-	if (cut_short > 0)
+	chunks = migrate_chunks_release(me.job_id, 0);
+	steps = migrate_steps_release(me.job_id, 0);
+	if (chunks > 0 || steps > 0)
 		migrate_event(me.job_id, "warning", "restart",
-					  "the workers have ended without notice and go on; chunks to begin again: %d",
-					  cut_short);
+					  "the workers have ended without notice and go on; to begin again: %d chunks, %d steps",
+					  chunks, steps);
 	CommitTransactionCommand();
 	me.published = true;
 }
@@ -190,6 +212,7 @@ leave(const char *event)
 	if (!stay)
 	{
 		migrate_chunks_release(me.job_id, 0);
+		migrate_steps_release(me.job_id, 0);
 		if (event)
 			migrate_event(me.job_id, "info", event, "%s", event);
 		migrate_job_unlock(me.job_id);
@@ -200,7 +223,7 @@ leave(const char *event)
 }
 
 /*
- * Bring the loaders to an end: they finish the chunk at hand, or not.  True
+ * Bring the loaders to an end: they finish what is at hand, or not.  True
  * when none is left.
  */
 static bool
@@ -276,10 +299,28 @@ drop_connection(void)
 	MemoryContextReset(me.conn_cxt);
 }
 
+/* Definitions alone: there is nothing to copy. */
+static void
+skip_copy(void)
+{
+	StartTransactionCommand();
+	migrate_spi_begin();
+	exec_for_job("UPDATE migrate.source_table SET state = 'copied'"
+				 " WHERE job_id = $1 AND state = 'pending'", SPI_OK_UPDATE);
+	migrate_spi_end();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(me.cxt);
+}
+
 /* Plan every source table that is 'pending'. */
 static void
 plan(MigrateJob *job)
 {
+	if (strcmp(job->content, "definitions") == 0)
+	{
+		skip_copy();
+		return;
+	}
 	migrate_worker_phase("plan");
 	pgstat_report_activity(STATE_RUNNING, "planning the copy");
 	StartTransactionCommand();
@@ -307,13 +348,15 @@ turn_prepare(MigrateJob *job)
 }
 
 /*
- * Source tables whose every chunk is done are 'copied'.  Says how many are
- * still to plan, and how many still to copy.  The two states of chunks that
+ * Source tables whose every chunk is done are 'copied', and their indexes can
+ * be built.  Says how many are still to plan, and how many still to copy.  The two states of chunks that
  * are not done are asked for apart, each has its partial index.
  */
 static void
 look_at_sources(int64 *pending, int64 *unfinished)
 {
+	bool		any;
+
 	StartTransactionCommand();
 	migrate_spi_begin();
 	exec_for_job("UPDATE migrate.source_table s SET state = 'copied'"
@@ -324,6 +367,7 @@ look_at_sources(int64 *pending, int64 *unfinished)
 				 " AND c.source_id = s.source_id AND c.state = 'todo')"
 				 " AND NOT EXISTS (SELECT FROM migrate.chunk c WHERE c.job_id = $1"
 				 " AND c.source_id = s.source_id AND c.state = 'running')", SPI_OK_UPDATE);
+	any = SPI_processed > 0;
 	exec_for_job("SELECT count(*) FILTER (WHERE state = 'pending'),"
 				 " count(*) FILTER (WHERE state NOT IN ('copied', 'done'))"
 				 " FROM migrate.source_table WHERE job_id = $1", SPI_OK_SELECT);
@@ -331,6 +375,8 @@ look_at_sources(int64 *pending, int64 *unfinished)
 	*unfinished = migrate_spi_int64(0, 1, 0);
 	migrate_spi_end();
 	CommitTransactionCommand();
+	if (any)
+		migrate_wake_loaders();
 	MemoryContextSwitchTo(me.cxt);
 }
 
@@ -362,19 +408,19 @@ over_budget(MigrateJob *job)
 	return reason != NULL;
 }
 
-/* Note that chunks were finished since the last look. */
+/* Note that chunks or steps were finished since the last look. */
 static void
 watch_progress(void)
 {
-	int64		chunks = 0;
+	int64		work = 0;
 
 	SpinLockAcquire(&migrate_shared->mutex);
 	for (int i = 0; i <= MIGRATE_MAX_LOADERS; i++)
-		chunks += migrate_shared->slots[i].chunks;
+		work += migrate_shared->slots[i].chunks + migrate_shared->slots[i].steps;
 	SpinLockRelease(&migrate_shared->mutex);
-	if (chunks > me.chunks_seen)
+	if (work > me.work_seen)
 		me.last_progress = GetCurrentTimestamp();
-	me.chunks_seen = chunks;
+	me.work_seen = work;
 }
 
 /* The job must fail: the error in its row, with the state. */
@@ -398,13 +444,23 @@ fail(const char *sqlstate, const char *message)
 	me.changed = true;
 }
 
-/* No loader could be started: a chunk by ourselves, then look again. */
+/*
+ * No loader could be started: a chunk or step by ourselves, then look again.
+ * Only meanwhile can somebody who cancels the job cancel what we do.
+ */
 static Turn
-copy_by_ourselves(void)
+work_by_ourselves(void)
 {
-	switch (migrate_loader_step(me.loader))
+	MigrateStep step;
+
+	me.cancelable = true;
+	step = migrate_loader_step(me.loader);
+	me.cancelable = false;
+	QueryCancelPending = false;
+	switch (step)
 	{
 		case MIGRATE_STEP_LOADED:
+		case MIGRATE_STEP_BUILT:
 			return TURN_AGAIN;
 		case MIGRATE_STEP_ERROR:
 			me.not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
@@ -441,12 +497,12 @@ turn_copy(MigrateJob *job)
 	}
 	if (pending == 0 && unfinished == 0)
 	{
-		if (!loaders_ended(false))
-			return TURN_WAIT;
+		/* the loaders go on with the steps */
 		migrate_loader_disconnect(me.loader);
 		if (migrate_drift_found(job, true))
 			return TURN_AGAIN;
 		change_state("indexing", NULL);
+		migrate_wake_loaders();
 		return TURN_AGAIN;
 	}
 
@@ -454,32 +510,142 @@ turn_copy(MigrateJob *job)
 	migrate_throttle_evaluate(job, &me.conn, me.conn_cxt);
 	migrate_loaders_start(job, me.handle);
 	if (migrate_loaders_alive() == 0 && !migrate_shared->hold)
-		return copy_by_ourselves();
+		return work_by_ourselves();
 	migrate_loader_disconnect(me.loader);
 	migrate_worker_phase("watch");
 	pgstat_report_activity(STATE_IDLE, psprintf("watching the loaders of job %s", job->name));
 	return TURN_WAIT;
 }
 
-static Turn
-turn_index(MigrateJob *job)
+/*
+ * Source tables whose steps are all over are 'done'.  Says how many steps are
+ * not over, and how many have failed.
+ */
+static void
+look_at_steps(int64 *open, int64 *failed)
 {
-	drop_connection();
-	migrate_worker_phase("index");
-	pgstat_report_activity(STATE_RUNNING, "building keys");
-	migrate_build_keys(job);
+	StartTransactionCommand();
+	migrate_spi_begin();
+	exec_for_job("UPDATE migrate.source_table s SET state = 'done'"
+				 " WHERE s.job_id = $1 AND s.state = 'copied' AND NOT EXISTS"
+				 " (SELECT FROM migrate.mapping m"
+				 "  JOIN migrate.post_step p ON p.mapping_id = m.mapping_id"
+				 "  WHERE m.source_id = s.source_id AND p.state IN ('todo', 'running'))",
+				 SPI_OK_UPDATE);
+	exec_for_job("SELECT count(*) FILTER (WHERE state IN ('todo', 'running')),"
+				 " count(*) FILTER (WHERE state = 'failed')"
+				 " FROM migrate.post_step WHERE job_id = $1", SPI_OK_SELECT);
+	*open = migrate_spi_int64(0, 0, 0);
+	*failed = migrate_spi_int64(0, 1, 0);
+	migrate_spi_end();
+	CommitTransactionCommand();
 	MemoryContextSwitchTo(me.cxt);
-	migrate_fault("job-indexed");
+}
 
+/*
+ * The error of a key that failed, or of doubles that stayed: without it rows
+ * cannot be told apart.  False when there is none.
+ */
+static bool
+failed_key(char **sqlstate, char **error)
+{
+	bool		found;
+
+	StartTransactionCommand();
+	migrate_spi_begin();
+	exec_for_job("SELECT sqlstate, pg_catalog.format('%s %s%s: %s', kind, object,"
+				 "  ' of ' || relation, error)"
+				 " FROM migrate.post_step WHERE job_id = $1 AND state = 'failed'"
+				 " AND kind IN ('key', 'doubles') ORDER BY step_id LIMIT 1", SPI_OK_SELECT);
+	found = SPI_processed > 0;
+	if (found)
+	{
+		*sqlstate = MemoryContextStrdup(me.cxt, migrate_spi_text(0, 0));
+		*error = MemoryContextStrdup(me.cxt, migrate_spi_text(0, 1));
+	}
+	migrate_spi_end();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(me.cxt);
+	return found;
+}
+
+/* In the current transaction: an alert that lists the steps that failed. */
+static void
+alert_of_failed_steps(void)
+{
+	exec_for_job("SELECT migrate._event($1, 'alert', 'steps_failed', pg_catalog.format("
+				 "  '%s of the steps after the copy %s failed: %s', count(*),"
+				 "  CASE count(*) WHEN 1 THEN 'has' ELSE 'have' END,"
+				 "  string_agg(pg_catalog.concat(p.kind, ' ', p.object,"
+				 "   ' of ' || p.relation, ' (', p.sqlstate, ')'), ', ' ORDER BY p.step_id)),"
+				 " jsonb_build_object('steps', jsonb_agg(p.step_id ORDER BY p.step_id)))"
+				 " FROM migrate.post_step p WHERE p.job_id = $1 AND p.state = 'failed'",
+				 SPI_OK_SELECT);
+}
+
+/* No step is left to run. */
+static Turn
+steps_over(bool any_failed)
+{
+	char	   *sqlstate,
+			   *error;
+
+	if (!loaders_ended(false))
+		return TURN_WAIT;
+	if (any_failed && failed_key(&sqlstate, &error))
+	{
+		fail(sqlstate, error);
+		return TURN_AGAIN;
+	}
+	migrate_fault("job-indexed");
 	StartTransactionCommand();
 	migrate_spi_begin();
 	exec_for_job("UPDATE migrate.source_table SET state = 'done'"
 				 " WHERE job_id = $1 AND state = 'copied'", SPI_OK_UPDATE);
+	if (any_failed)
+		alert_of_failed_steps();
 	migrate_spi_end();
 	migrate_set_state(me.job_id, "copied", NULL);
 	CommitTransactionCommand();
 	me.changed = true;
 	return TURN_AGAIN;
+}
+
+/* throttle_query is about the copy. */
+static void
+end_hold(void)
+{
+	migrate_shared->hold = false;
+	SpinLockAcquire(&migrate_shared->mutex);
+	migrate_shared->hold_reason[0] = migrate_shared->throttle[0] = '\0';
+	SpinLockRelease(&migrate_shared->mutex);
+}
+
+static Turn
+turn_index(MigrateJob *job)
+{
+	int64		open,
+				failed;
+	MigrateVerdict verdict;
+
+	drop_connection();
+	look_at_steps(&open, &failed);
+	if (open == 0)
+		return steps_over(failed > 0);
+	watch_progress();
+	if (migrate_trouble_verdict(job, me.last_progress, &verdict))
+	{
+		fail(verdict.sqlstate, verdict.message);
+		return TURN_AGAIN;
+	}
+	migrate_shared->stop = false;
+	end_hold();
+	migrate_loaders_start(job, me.handle);
+	if (migrate_loaders_alive() == 0)
+		return work_by_ourselves();
+	migrate_worker_phase("watch");
+	pgstat_report_activity(STATE_IDLE, psprintf("watching the steps of job %s", job->name));
+	return TURN_WAIT;
 }
 
 /* event_retention, once an hour. */
@@ -676,6 +842,19 @@ nap(void)
 	ResetLatch(MyLatch);
 }
 
+/*
+ * SIGINT, from migrate_cancel.  Where we do not work by ourselves it only
+ * makes us look.
+ */
+static void
+handle_cancel(SIGNAL_ARGS)
+{
+	if (me.cancelable)
+		StatementCancelHandler(postgres_signal_arg);
+	else
+		SetLatch(MyLatch);
+}
+
 void
 migrate_job_worker_main(Datum main_arg)
 {
@@ -684,6 +863,8 @@ migrate_job_worker_main(Datum main_arg)
 
 	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
 	me.job_id = args.job_id;
+	before_shmem_exit(migrate_launcher_worker_ends, (Datum) 0);
+	pqsignal(SIGINT, handle_cancel);
 	migrate_worker_init(args.database, args.owner);
 	wait_for_starter(args.xid);
 	if (!become_the_one())

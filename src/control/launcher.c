@@ -68,6 +68,13 @@ typedef struct LauncherShared
 {
 	pid_t		pid;			/* written by the launcher */
 
+	/*
+	 * A job worker is ending: set by it, cleared before a look.  Its signal
+	 * alone would be lost among those of the starters when it comes in the
+	 * middle of a look.
+	 */
+	volatile bool ended;
+
 	/* emptied by the launcher, written by the one starter that runs */
 	int			nfound;
 	struct
@@ -248,7 +255,7 @@ static void
 sleep_between_looks(long pause)
 {
 	TimestampTz begin = GetCurrentTimestamp();
-	bool		woken = false;
+	bool		woken = launcher->ended;
 
 	for (;;)
 	{
@@ -264,6 +271,14 @@ sleep_between_looks(long pause)
 		CHECK_FOR_INTERRUPTS();
 		migrate_worker_reload();
 	}
+}
+
+/* Called by a job worker on its way out. */
+void
+migrate_launcher_worker_ends(int code, Datum arg)
+{
+	if (launcher)
+		launcher->ended = true;
 }
 
 static void
@@ -292,6 +307,7 @@ migrate_launcher_main(Datum main_arg)
 
 		MemoryContextReset(mcxt);
 		MemoryContextSwitchTo(mcxt);
+		launcher->ended = false;
 		started = look();
 		ResetLatch(MyLatch);	/* set by the starters */
 		pause = started ? Min(pause * 2, LOOK_INTERVAL) : LOOK_MIN;

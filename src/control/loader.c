@@ -2,20 +2,22 @@
  *
  * loader.c
  *	  A loader: claims chunks and copies them, one after the other, until it
- *	  is told to stop.
+ *	  is told to stop; where no chunk is left, steps after the copy.
  *
  * Process: dynamic background worker "migrate loader", as the job's owner.
  * The job worker runs the same steps itself when it can start no loader.
  *
  *	  connect -> claim -> load -> adapt -> claim ...
+ *			  -> claim a step -> run it -> claim ...
  *
  * Errors never end the process (FATAL aside): the transaction is rolled back,
  * which takes the chunk's rows along, the chunk goes back to 'todo', the error
  * is noted where the job worker sees it, and after a pause the loader tries
- * again with a new connection.  The job worker decides when it is enough.
+ * again with a new connection.  The job worker decides when it is enough.  The
+ * errors of a step are not errors of its loader, see load/step_run.c.
  *
- * After a crash the chunk is 'running' with our pid; the job worker, or the
- * next one, makes it 'todo' again.
+ * After a crash the chunk or step is 'running' with our pid; the job worker, or
+ * the next one, makes it 'todo' again.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -37,6 +39,9 @@
 
 PGDLLEXPORT void migrate_loader_main(Datum main_arg);
 
+/* how long a job that was read is as good as new for steps, ms */
+#define JOB_LIFETIME 200
+
 MigrateLoader *
 migrate_loader_create(int job_id)
 {
@@ -48,6 +53,8 @@ migrate_loader_create(int job_id)
 											 ALLOCSET_DEFAULT_SIZES);
 	loader->cxt = AllocSetContextCreate(TopMemoryContext, "migrate loader step",
 										ALLOCSET_DEFAULT_SIZES);
+	loader->job_cxt = AllocSetContextCreate(TopMemoryContext, "migrate job of a loader",
+											ALLOCSET_DEFAULT_SIZES);
 	loader->retry_max_delay_ms = 30000;
 	MemoryContextSwitchTo(old);
 	return loader;
@@ -64,9 +71,17 @@ migrate_loader_disconnect(MigrateLoader *loader)
 	MemoryContextReset(loader->conn_cxt);
 }
 
+/* What is marked as ours is todo again. */
+static void
+release(MigrateLoader *loader)
+{
+	migrate_chunks_release(loader->job_id, MyProcPid);
+	migrate_steps_release(loader->job_id, MyProcPid);
+}
+
 /* The chunk's row, if it is still ours, gets the error; then it is todo. */
 static void
-give_chunk_back(MigrateLoader *loader, const char *error)
+give_back(MigrateLoader *loader, const char *error)
 {
 	if (error)
 	{
@@ -82,7 +97,7 @@ give_chunk_back(MigrateLoader *loader, const char *error)
 						 3, types, values, NULL, SPI_OK_UPDATE);
 		migrate_spi_end();
 	}
-	migrate_chunks_release(loader->job_id, MyProcPid);
+	release(loader);
 }
 
 /* P1: the table under the chunk is not the one that was planned. */
@@ -116,18 +131,72 @@ report_chunk(MigrateJob *job, MigrateChunk *chunk)
 	pgstat_report_activity(STATE_RUNNING, activity);
 }
 
+static void
+report_post_step(MigrateJob *job, MigratePostStep *step)
+{
+	char		activity[512];
+
+	snprintf(activity, sizeof(activity), "step %d of job %s: %s %s%s%s",
+			 step->step_id, job->name, step->kind, step->object,
+			 step->relation ? " of " : "", step->relation ? step->relation : "");
+	pgstat_report_activity(STATE_RUNNING, activity);
+}
+
+/* May there be chunks? */
+static bool
+copies(MigrateJob *job)
+{
+	return strcmp(job->state, "indexing") != 0;
+}
+
+/*
+ * The steps of thousands of small tables take less time than to read the
+ * options: those of a moment ago will do.  Whether to go on is not among them,
+ * shared memory says that.
+ */
+static MigrateJob *
+known_job(MigrateLoader *loader)
+{
+	if (loader->job == NULL || loader->release_pending ||
+		TimestampDifferenceExceeds(loader->job_at, GetCurrentTimestamp(), JOB_LIFETIME))
+		return NULL;
+	return loader->job;
+}
+
+/* Read the job; it is kept while no chunk can need it as it is now. */
+static MigrateJob *
+load_job(MigrateLoader *loader)
+{
+	MigrateJob *job;
+
+	loader->job = NULL;
+	MemoryContextReset(loader->job_cxt);
+	MemoryContextSwitchTo(loader->job_cxt);
+	job = migrate_job_load(loader->job_id);
+	MemoryContextSwitchTo(loader->cxt);
+	if (job && !copies(job))
+	{
+		loader->job = job;
+		loader->job_at = GetCurrentTimestamp();
+	}
+	return job;
+}
+
 /* The job as it is now, and a connection if it needs one. */
 static MigrateJob *
 prepare_step(MigrateLoader *loader)
 {
-	MigrateJob *job;
+	MigrateJob *job = known_job(loader);
 
+	if (job)
+		return job;
 	StartTransactionCommand();
 	if (loader->release_pending)
-		migrate_chunks_release(loader->job_id, MyProcPid);
-	MemoryContextSwitchTo(loader->cxt);
-	job = migrate_job_load(loader->job_id);
-	if (job && loader->conn == NULL && migrate_server_is_postgres(job->server))
+		release(loader);
+	job = load_job(loader);
+	if (job && !copies(job))
+		migrate_loader_disconnect(loader);
+	else if (job && loader->conn == NULL && migrate_server_is_postgres(job->server))
 	{
 		migrate_worker_phase("connect");
 		MemoryContextSwitchTo(loader->conn_cxt);
@@ -140,18 +209,32 @@ prepare_step(MigrateLoader *loader)
 	return job;
 }
 
+/* A step after the copy.  Others may wait for its end. */
 static MigrateStep
-guarded_step(MigrateLoader *loader)
+post_step(MigrateLoader *loader, MigrateJob *job)
 {
-	MigrateJob *job = prepare_step(loader);
-	MigrateChunk *chunk;
+	MigratePostStep *step = migrate_step_claim(job, loader->cxt);
+
+	MemoryContextSwitchTo(loader->cxt);
+	if (step == NULL)
+		return MIGRATE_STEP_NOTHING;
+	migrate_slot_step(step);
+	report_post_step(job, step);
+	migrate_fault("step-claimed");
+	migrate_worker_phase("index");
+	(void) migrate_step_run(job, step);
+	migrate_trouble_clear(0);
+	migrate_slot_step_over(true);
+	migrate_wake_loaders();
+	return MIGRATE_STEP_BUILT;
+}
+
+static MigrateStep
+chunk_step(MigrateLoader *loader, MigrateJob *job)
+{
+	MigrateChunk *chunk = migrate_chunk_claim(job, loader->conn, loader->cxt);
 	TimestampTz start;
 
-	if (job == NULL)
-		return MIGRATE_STEP_GONE;
-	loader->retry_max_delay_ms = job->retry_max_delay_ms;
-	migrate_worker_phase("claim");
-	chunk = migrate_chunk_claim(job, loader->conn, loader->cxt);
 	MemoryContextSwitchTo(loader->cxt);
 	if (chunk == NULL)
 		return MIGRATE_STEP_NOTHING;
@@ -178,6 +261,21 @@ guarded_step(MigrateLoader *loader)
 	return MIGRATE_STEP_LOADED;
 }
 
+static MigrateStep
+guarded_step(MigrateLoader *loader)
+{
+	MigrateJob *job = prepare_step(loader);
+	MigrateStep step = MIGRATE_STEP_NOTHING;
+
+	if (job == NULL)
+		return MIGRATE_STEP_GONE;
+	loader->retry_max_delay_ms = job->retry_max_delay_ms;
+	migrate_worker_phase("claim");
+	if (copies(job))
+		step = chunk_step(loader, job);
+	return step == MIGRATE_STEP_NOTHING ? post_step(loader, job) : step;
+}
+
 /*
  * Write down what happened, in a transaction of its own.  That may fail too
  * (the disk is still full): then release_pending stays and the next step
@@ -192,7 +290,7 @@ note_error(MigrateLoader *loader, ErrorData *edata, const char *sqlstate, bool a
 	PG_TRY();
 	{
 		StartTransactionCommand();
-		give_chunk_back(loader, abandoned ? NULL : psprintf("%s: %s", sqlstate, edata->message));
+		give_back(loader, abandoned ? NULL : psprintf("%s: %s", sqlstate, edata->message));
 		if (!abandoned && news)
 			migrate_event(loader->job_id, "warning", "loader_error", "%s: %s%s%s",
 						  sqlstate, edata->message,
@@ -209,7 +307,7 @@ note_error(MigrateLoader *loader, ErrorData *edata, const char *sqlstate, bool a
 }
 
 /*
- * One chunk.  Outside a transaction; never throws (FATAL aside).
+ * One chunk or step.  Outside a transaction; never throws (FATAL aside).
  */
 MigrateStep
 migrate_loader_step(MigrateLoader *loader)
@@ -238,7 +336,7 @@ migrate_loader_step(MigrateLoader *loader)
 	migrate_slot_memory();
 	if (edata == NULL)
 	{
-		if (step == MIGRATE_STEP_LOADED)
+		if (step == MIGRATE_STEP_LOADED || step == MIGRATE_STEP_BUILT)
 			loader->errors = 0;
 		return step;
 	}
@@ -248,6 +346,7 @@ migrate_loader_step(MigrateLoader *loader)
 	loader->release_pending = true;
 	migrate_loader_disconnect(loader);
 	migrate_slot_chunk_done(false);
+	migrate_slot_step_over(false);
 	if (migrate_abandoned)
 	{
 		note_error(loader, edata, sqlstate, true);
@@ -323,6 +422,7 @@ migrate_loader_main(Datum main_arg)
 		switch (migrate_loader_step(loader))
 		{
 			case MIGRATE_STEP_LOADED:
+			case MIGRATE_STEP_BUILT:
 				break;
 			case MIGRATE_STEP_NOTHING:
 				migrate_worker_phase("idle");

@@ -10,7 +10,7 @@
  * 'todo' meanwhile).
  *
  * A loader that ends without having said "exited" ended unexpectedly: its
- * chunk is released, and its slot is used again after a back-off.
+ * chunk or step is released, and its slot is used again after a back-off.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -31,7 +31,7 @@ typedef struct LoaderHandle
 {
 	BackgroundWorkerHandle *handle; /* NULL: none */
 	pid_t		pid;			/* 0: not seen yet */
-	int			deaths;			/* unexpected, in a row without a chunk done */
+	int			deaths;			/* unexpected, in a row without work done */
 	TimestampTz dying_since;
 	TimestampTz not_before;
 } LoaderHandle;
@@ -64,14 +64,14 @@ migrate_loaders_dying_since(void)
 
 /* Its process is gone: clear the slot, and say whether it had left orderly. */
 static bool
-clear_slot(int i, int64 *chunks, int *pid)
+clear_slot(int i, int64 *finished, int *pid)
 {
 	MigrateWorkerSlot *s = &migrate_shared->slots[i];
 	bool		orderly;
 
 	SpinLockAcquire(&migrate_shared->mutex);
 	orderly = strcmp(s->phase, "exited") == 0;
-	*chunks = s->chunks;
+	*finished = s->chunks + s->steps;
 	*pid = s->pid;
 	memset(s, 0, sizeof(*s));
 	SpinLockRelease(&migrate_shared->mutex);
@@ -82,9 +82,9 @@ static void
 loader_ended(MigrateJob *job, int i)
 {
 	LoaderHandle *l = &loaders[i];
-	int64		chunks;
+	int64		finished;
 	int			pid;
-	bool		orderly = clear_slot(i, &chunks, &pid);
+	bool		orderly = clear_slot(i, &finished, &pid);
 	TimestampTz now = GetCurrentTimestamp();
 
 	pfree(l->handle);
@@ -99,7 +99,7 @@ loader_ended(MigrateJob *job, int i)
 	}
 	else
 	{
-		if (chunks > 0)
+		if (finished > 0)
 			l->deaths = 0;
 		if (l->deaths++ == 0)
 			l->dying_since = now;
@@ -109,7 +109,10 @@ loader_ended(MigrateJob *job, int i)
 
 	StartTransactionCommand();
 	if (pid != 0)
+	{
 		migrate_chunks_release(job->job_id, pid);
+		migrate_steps_release(job->job_id, pid);
+	}
 	if (!migrate_shared->stop && l->deaths == 1)
 		migrate_event(job->job_id, "warning", "loader_ended",
 					  "loader %d (pid %d) ended unexpectedly and is started again, see the server log",
@@ -183,7 +186,7 @@ tell_no_slot(MigrateJob *job, int running, int wanted)
 	migrate_event(job->job_id, "warning", "no_worker_slot",
 				  "all of max_worker_processes (%d) are in use: %d of %d loaders run%s",
 				  max_worker_processes, running, wanted,
-				  running == 0 ? ", the job worker copies by itself" : "");
+				  running == 0 ? ", the job worker does the work by itself" : "");
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(mcxt);
 }

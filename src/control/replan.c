@@ -5,7 +5,7 @@
  *	  under the chunks (P1), or by migrate_recopy.
  *
  * Runs in the job worker, state copying.  A source table in state 'replan'
- * gives no chunks; once none of its chunks runs, one transaction removes our
+ * gives no chunks; once none of its chunks and steps runs, one transaction removes our
  * rows from its targets, its dead letters, chunks and leaves, and sets it
  * 'pending' with the next plan_no.  A loader that still had an older plan
  * cannot commit (plan_no is part of the fence).  After a crash either all of
@@ -139,7 +139,8 @@ clear_targets(MigrateJob *job, int source_id)
 	}
 }
 
-/* One source table, in the current transaction; false: a chunk still runs. */
+/* One source table, in the current transaction; false: one of its chunks or
+ * steps still runs. */
 static bool
 replan_source(MigrateJob *job, int source_id)
 {
@@ -152,7 +153,13 @@ replan_source(MigrateJob *job, int source_id)
 				 " WHERE s.source_id = $1 AND c.source_id = $1 AND c.state = 'running' LIMIT 1",
 				 source_id, SPI_OK_SELECT);
 	ready = SPI_processed == 0;
-	if (!ready)
+	/* likewise an index of a target, which could not be emptied meanwhile */
+	migrate_steps_lock(job->job_id);
+	exec_for_int("SELECT FROM migrate.post_step p JOIN migrate.mapping b USING (mapping_id)"
+				 " JOIN migrate.mapping m ON m.target_oid = b.target_oid"
+				 " WHERE m.source_id = $1 AND p.state = 'running' LIMIT 1",
+				 source_id, SPI_OK_SELECT);
+	if (!ready || SPI_processed > 0)
 		return false;
 	clear_targets(job, source_id);
 	exec_for_int("DELETE FROM migrate.dead_letter WHERE state = 'open' AND chunk_id IS NOT NULL"

@@ -253,6 +253,49 @@ migrate_slot_chunk_done(bool success)
 	SpinLockRelease(&migrate_shared->mutex);
 }
 
+/* A step after the copy was claimed. */
+void
+migrate_slot_step(MigratePostStep *step)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	MigrateWorkerSlot *s;
+
+	if (migrate_shared == NULL)
+		return;
+	s = MY_SLOT;
+	SpinLockAcquire(&migrate_shared->mutex);
+	s->step_id = step->step_id;
+	s->source_id = step->source_id;
+	s->changed = now;
+	SpinLockRelease(&migrate_shared->mutex);
+}
+
+/*
+ * It is over, or (recorded false) what came of it could not be written down.
+ * A step that failed counts: it is not tried again.
+ */
+void
+migrate_slot_step_over(bool recorded)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	MigrateWorkerSlot *s;
+
+	if (migrate_shared == NULL)
+		return;
+	s = MY_SLOT;
+	SpinLockAcquire(&migrate_shared->mutex);
+	if (recorded)
+	{
+		s->steps++;
+		s->errors = 0;
+		s->error_since = 0;
+	}
+	s->step_id = 0;
+	s->source_id = 0;
+	s->changed = now;
+	SpinLockRelease(&migrate_shared->mutex);
+}
+
 /* Walks all memory contexts: between chunks, not for every row. */
 void
 migrate_slot_memory(void)
@@ -298,7 +341,7 @@ migrate_wake_loaders(void)
  * migrate._live_workers()
  * ----------------------------------------------------------------
  */
-#define LIVE_COLUMNS 21
+#define LIVE_COLUMNS 23
 
 static Datum
 timestamp_or_null(TimestampTz t, bool *isnull)
@@ -352,6 +395,9 @@ put_slot(ReturnSetInfo *rsinfo, int job_id, int slot, MigrateWorkerSlot *s,
 	i++;
 	values[i] = text_or_null(throttle, &nulls[i]);
 	i++;
+	nulls[i] = (s->step_id == 0);
+	values[i++] = Int32GetDatum(s->step_id);
+	values[i++] = Int64GetDatum(s->steps);
 	Assert(i == LIVE_COLUMNS);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }

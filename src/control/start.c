@@ -15,6 +15,8 @@
  */
 #include "postgres.h"
 
+#include <signal.h>
+
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
@@ -22,6 +24,7 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "storage/procarray.h"
 #include "utils/syscache.h"
 
 #include "control/control.h"
@@ -31,11 +34,25 @@
 
 static int	wake_pids[MAX_WAKES];
 static int	wake_jobs[MAX_WAKES];
+static bool wake_cancel[MAX_WAKES]; /* and end what it does by itself */
 static int	nwakes = 0;
 
 /* the jobs that this transaction has started a worker for */
 static int	launched[MAX_WAKES];
 static int	nlaunched = 0;
+
+/*
+ * SIGINT ends the statement that a job worker without loaders is in the middle
+ * of, and only that, see handle_cancel() in job_worker.c.
+ */
+static void
+wake(int pid, bool cancel)
+{
+	if (cancel && pid > 0 && BackendPidGetProc(pid) != NULL)
+		(void) kill(pid, SIGINT);
+	else
+		migrate_wake_pid(pid);
+}
 
 /* At commit and rollback of the top transaction; must not throw. */
 static void
@@ -45,7 +62,7 @@ at_transaction_end(XactEvent event, void *arg)
 	{
 		case XACT_EVENT_COMMIT:
 			for (int i = 0; i < nwakes; i++)
-				migrate_wake_pid(wake_pids[i]);
+				wake(wake_pids[i], wake_cancel[i]);
 			nwakes = nlaunched = 0;
 			break;
 		case XACT_EVENT_ABORT:
@@ -107,7 +124,7 @@ job_worker_pid(int job_id)
 
 /* False when no worker lives. */
 static bool
-wake_at_commit(int job_id)
+wake_at_commit(int job_id, bool cancel)
 {
 	if (!migrate_job_alive(job_id))
 		return false;
@@ -115,6 +132,7 @@ wake_at_commit(int job_id)
 	if (nwakes < MAX_WAKES)
 	{
 		wake_jobs[nwakes] = job_id;
+		wake_cancel[nwakes] = cancel;
 		wake_pids[nwakes++] = job_worker_pid(job_id);
 	}
 	return true;
@@ -124,7 +142,7 @@ PG_FUNCTION_INFO_V1(migrate_wake);
 PGDLLEXPORT Datum
 migrate_wake(PG_FUNCTION_ARGS)
 {
-	PG_RETURN_BOOL(wake_at_commit(PG_GETARG_INT32(0)));
+	PG_RETURN_BOOL(wake_at_commit(PG_GETARG_INT32(0), PG_GETARG_BOOL(1)));
 }
 
 /* Before 17 a background worker cannot be a role that may not log in. */
@@ -180,7 +198,7 @@ migrate_launch(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("job %d does not exist", job_id)));
-	if (wake_at_commit(job_id))
+	if (wake_at_commit(job_id, false))
 		PG_RETURN_BOOL(true);
 	for (int i = 0; i < nlaunched; i++)
 		if (launched[i] == job_id)

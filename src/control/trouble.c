@@ -12,6 +12,9 @@
  *	  lasting		everything else: the job fails when the same chunk gave
  *					the same SQLSTATE three times in a row, in whichever loader
  *
+ * Errors of steps after the copy are not noted here but in their rows, see
+ * load/step_run.c; only that which keeps one from being claimed or recorded.
+ *
  * Nothing here survives a crash; the count begins again.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
@@ -142,8 +145,8 @@ lasting_error(MigrateVerdict *verdict)
 
 /*
  * Transient errors: how long nothing has worked is since the first of the
- * errors that last, or the last chunk done by anybody if that was later.  A
- * loader that is in the middle of a chunk and has no error is work.
+ * errors that last, or the last chunk or step done by anybody if that was
+ * later.  A loader that is in the middle of one and has no error is work.
  */
 static bool
 transient_error(MigrateJob *job, TimestampTz last_progress, MigrateVerdict *verdict)
@@ -158,7 +161,7 @@ transient_error(MigrateJob *job, TimestampTz last_progress, MigrateVerdict *verd
 
 		if (s->pid == 0)
 			continue;
-		if (s->errors == 0 && s->chunk_id != 0)
+		if (s->errors == 0 && (s->chunk_id != 0 || s->step_id != 0))
 			working = true;
 		if (s->error_since != 0 && (since == 0 || s->error_since < since))
 		{

@@ -191,6 +191,32 @@ sleep_on(JobNow *now)
 	CHECK_FOR_INTERRUPTS();
 }
 
+/* The job is where it was to be, but some of its steps are not done. */
+static void
+warn_of_failed_steps(JobNow *now, const char *job)
+{
+	Oid			type = INT4OID;
+	Datum		arg = Int32GetDatum(now->job_id);
+	int64		failed;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	SPI_connect();
+	if (SPI_execute_with_args("SELECT count(*) FROM migrate.post_step"
+							  " WHERE job_id = $1 AND state = 'failed'",
+							  1, &type, &arg, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not look at the steps of the job");
+	failed = migrate_spi_int64(0, 0, 0);
+	SPI_finish();
+	PopActiveSnapshot();
+	if (failed > 0)
+		ereport(WARNING,
+				(errcode(ERRCODE_WARNING),
+				 errmsg_plural("%lld step after the copy of job \"%s\" has failed",
+							   "%lld steps after the copy of job \"%s\" have failed",
+							   (unsigned long) failed, (long long) failed, job),
+				 errhint("See migrate.steps; solve the cause, then use migrate_retry_steps, or migrate_skip_steps.")));
+}
+
 /* migrate._wait(job, state, timeout): returns the state that the job is in. */
 PG_FUNCTION_INFO_V1(migrate_wait);
 PGDLLEXPORT Datum
@@ -225,7 +251,10 @@ migrate_wait(PG_FUNCTION_ARGS)
 			unknown_state(state);
 		MemoryContextSwitchTo(old);
 		if (reached(now, state))
+		{
+			warn_of_failed_steps(now, job);
 			PG_RETURN_TEXT_P(cstring_to_text(strcmp(state, "paused") == 0 ? state : now->state));
+		}
 		refuse_hopeless(now, job, state);
 		check_worker(now, job, &missing_since);
 		if (deadline != 0 && GetCurrentTimestamp() >= deadline)

@@ -16,8 +16,8 @@
  * missed, and leaves a chunk 'running' of a process that is gone, which
  * migrate_chunks_release() gives back.
  *
- * Keys behind a wrapper are cut all at once by the first loader that gets
- * there, since finding one boundary may cost the wrapper a whole scan; those
+ * Keys behind a wrapper (of a server that cannot be asked otherwise) are cut all
+ * at once by the first loader that gets there, since finding one boundary may cost the wrapper a whole scan; those
  * chunks are 'todo' then.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
@@ -34,6 +34,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
@@ -42,6 +43,8 @@
 #define MAX_CHUNK_BYTES ((int64) 1024 * 1024 * 1024)
 #define MIN_CHUNK_ROWS 1000
 #define MAX_CHUNK_ROWS 10000000
+/* towards a leaf's end chunks get no smaller than this */
+#define MIN_LAST_BLOCKS 512
 /* a change of the size smaller than this is not worth a write */
 #define ADAPT_THRESHOLD 0.2
 
@@ -129,24 +132,6 @@ claim_given_back(MigrateJob *job, MemoryContext mcxt)
  */
 
 /*
- * The tables of a job that has just been planned have no statistics, and the
- * planner would sort all leaves: it shall read them in the index's order.
- */
-static int
-follow_index_order(void)
-{
-	int			level = NewGUCNestLevel();
-
-	(void) set_config_option("enable_sort", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("enable_bitmapscan", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	return level;
-}
-
-/*
  * Lock the largest leaf that is not cut up yet.  Sizes are those of the plan,
  * so that the order is an index's and a claim costs the same however many
  * leaves there are.
@@ -156,7 +141,7 @@ lock_leaf(MigrateJob *job, bool wait)
 {
 	Oid			types[] = {INT4OID};
 	Datum		values[] = {Int32GetDatum(job->job_id)};
-	int			level = follow_index_order();
+	int			level = migrate_follow_index_order();
 	Leaf	   *leaf;
 	Datum		value;
 	bool		isnull;
@@ -208,14 +193,20 @@ blocks_now(MigrateConn *conn, Leaf *leaf)
 }
 
 /*
- * The next blocks.  The last range has an open end, and takes a rest that
- * would be less than half a chunk; a table that was cut before is asked for
- * its size again, so that this open end is not a day's growth.
+ * The next blocks.  Towards the end of the leaf chunks shrink, so that all
+ * workers get there at about the same time (guided self-scheduling:
+ * Polychronopoulos and Kuck, IEEE Transactions on Computers 36, 1987).  The
+ * last range has an open end, and takes a rest that would be less than half a
+ * chunk; a table that was cut before is asked for its size again, so that this
+ * open end is not a day's growth.
  */
 static void
-cut_blocks(MigrateConn *conn, Leaf *leaf, MigrateRange *range)
+cut_blocks(MigrateConn *conn, Leaf *leaf, MigrateRange *range, int workers)
 {
+	int64		share = (leaf->blocks - leaf->next_block) / (2 * Max(workers, 1));
 	int64		size = Max(leaf->chunk_size, 1);
+
+	size = Min(size, Max(share, MIN_LAST_BLOCKS));
 
 	if (leaf->next_block > 0 && leaf->next_block + size + size / 2 >= leaf->blocks)
 		leaf->blocks = blocks_now(conn, leaf);
@@ -225,12 +216,35 @@ cut_blocks(MigrateConn *conn, Leaf *leaf, MigrateRange *range)
 		range->block_hi = leaf->next_block + size;
 }
 
+/*
+ * May the keys of a foreign table be asked for on its server?  It must be the
+ * one that we are connected to, and its order that of the scans.
+ */
+static bool
+can_ask_server(MigrateJob *job, MigrateConn *conn, MigrateSource *src)
+{
+	if (conn == NULL || src->server != job->server || src->remote_table == NULL)
+		return false;
+	for (int k = 0; k < src->nkeys; k++)
+		if (OidIsValid(get_typcollation(src->columns[src->keys[k]].type)))
+			return false;
+	return true;
+}
+
 /* The next keys, by a query on the source. */
 static void
 cut_keys(MigrateConn *conn, Leaf *leaf, MigrateSource *src, MigrateRange *range)
 {
-	range->key_lo = leaf->next_key;
-	range->key_hi = migrate_range_cut(conn, src, range, Max(leaf->chunk_size, 1));
+	MigrateSource there = *src;
+	MigrateRange rest = *range;
+
+	if (leaf->local)
+	{
+		there.transport = 'c';
+		rest.relation = NULL;
+	}
+	rest.key_lo = range->key_lo = leaf->next_key;
+	range->key_hi = migrate_range_cut(conn, &there, &rest, Max(leaf->chunk_size, 1));
 }
 
 /* Note in the leaf how far it is cut: to a block, or to a key, or to its end. */
@@ -405,9 +419,9 @@ claim_new(MigrateJob *job, MigrateConn *conn, MemoryContext mcxt)
 	range.fingerprint = leaf->fingerprint;
 	range.block_hi = -1;
 	if (leaf->method == 'b')
-		cut_blocks(conn, leaf, &range);
+		cut_blocks(conn, leaf, &range, job->workers);
 	cut_to = range;
-	if (leaf->method == 'k' && leaf->local)
+	if (leaf->method == 'k' && leaf->local && !can_ask_server(job, conn, src))
 		cut_all_keys(job, leaf, src, &range);
 	else if (leaf->method == 'k')
 	{
@@ -494,10 +508,15 @@ migrate_chunk_adapt(MigrateJob *job, MigrateChunk *chunk, double seconds)
 	}
 	else
 	{
-		migrate_spi_exec("SELECT chunk_size FROM migrate.leaf"
-						 " WHERE source_id = $1 AND leaf_no = $2",
+		migrate_spi_exec("SELECT l.chunk_size, s.estimated_rows FROM migrate.leaf l"
+						 " JOIN migrate.source_table s USING (source_id)"
+						 " WHERE l.source_id = $1 AND l.leaf_no = $2",
 						 2, types, values, NULL, SPI_OK_SELECT);
 		size = SPI_processed > 0 ? migrate_spi_int64(0, 0, 0) * factor : 0;
+
+		/* how much is left is not known, so no chunk is a large part */
+		if (SPI_processed > 0 && migrate_spi_int64(0, 1, 0) > 0)
+			size = Min(size, migrate_spi_int64(0, 1, 0) / (8.0 * Max(job->workers, 1)));
 		next = (int64) Min(Max(size, MIN_CHUNK_ROWS), MAX_CHUNK_ROWS);
 	}
 	values[2] = Int64GetDatum(next);

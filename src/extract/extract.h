@@ -63,6 +63,8 @@ extern void migrate_append_where(StringInfo buf, MigrateSource *src,
 extern void migrate_append_order(StringInfo buf, MigrateSource *src);
 extern char **migrate_range_cut(MigrateConn *conn, MigrateSource *src,
 								MigrateRange *range, int64 offset);
+extern char **migrate_range_first_key(MigrateConn *conn, MigrateSource *src,
+									  MigrateRange *range);
 extern int64 migrate_range_count(MigrateConn *conn, MigrateSource *src,
 								 MigrateRange *range);
 extern bool migrate_range_pushed_down(MigrateSource *src);
@@ -81,6 +83,13 @@ extern char *migrate_fingerprint_items(MigrateConn *conn, MigrateSource *src,
 extern MigrateRelation *migrate_tree_relation(PGresult *res, int row, int *id);
 
 /* ----------------------------------------------------------------
+ * in fetch_size.c
+ * ----------------------------------------------------------------
+ */
+extern void migrate_set_fetch_size(MigrateJob *job, MigrateConn *conn,
+								   MigrateSource *src, List *relations);
+
+/* ----------------------------------------------------------------
  * in reader_copy.c and reader_fdw.c: the two kinds of reader
  * ----------------------------------------------------------------
  */
@@ -93,6 +102,9 @@ struct MigrateReader
 	MemoryContext row_mcxt;		/* reset before each row */
 	int			fetch_size;
 	bool		done;
+	bool		money;			/* a column is read by lc_monetary */
+	bool		converting;		/* an error now is about a value, not the
+								 * source */
 	struct CopyReader *copy;	/* one of these two */
 	struct FdwReader *fdw;
 };

@@ -205,6 +205,9 @@ binary_form_is_portable(Oid type)
 		case REGDICTIONARYOID:
 		case XMLOID:			/* names its encoding */
 		case MONEYOID:			/* digits by locale */
+		case TSQUERYOID:		/* 18 sends an empty one and cannot read it */
+		case INT2VECTOROID:		/* an empty one is sent but not received */
+		case OIDVECTOROID:
 			return false;
 	}
 	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(type));
@@ -659,6 +662,8 @@ migrate_plan_sources(MigrateJob *job, MigrateConn *conn, int source_id)
 			if (ps->remote)
 				check_remote(ps, conn);
 			decide(ps, job, conn);
+			if (ps->remote && ps->src->transport == 'f')
+				migrate_set_fetch_size(job, conn, ps->src, ps->relations);
 		}
 		store_plans(sources, job);
 	}

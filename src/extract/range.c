@@ -238,6 +238,34 @@ append_any_null(StringInfo buf, MigrateSource *src)
 	}
 }
 
+/*
+ * A value of key column k.  Its type follows from the column's, but for reg*
+ * types: they are compared as oid, and their names are none.
+ */
+static void
+append_key_value(StringInfo buf, MigrateSource *src, int k, const char *value)
+{
+	Oid			type = src->columns[src->keys[k]].type;
+
+	appendStringInfoString(buf, quote_literal_cstr(value));
+	switch (type)
+	{
+		case REGPROCOID:
+		case REGPROCEDUREOID:
+		case REGOPEROID:
+		case REGOPERATOROID:
+		case REGCLASSOID:
+		case REGCOLLATIONOID:
+		case REGTYPEOID:
+		case REGROLEOID:
+		case REGNAMESPACEOID:
+		case REGCONFIGOID:
+		case REGDICTIONARYOID:
+			appendStringInfo(buf, "::pg_catalog.%s", format_type_be(type));
+			break;
+	}
+}
+
 /* (k1, k2) <op> ('v1', 'v2'), as one row comparison */
 static void
 append_row_comparison(StringInfo buf, MigrateSource *src, const char *op, char **key)
@@ -251,7 +279,11 @@ append_row_comparison(StringInfo buf, MigrateSource *src, const char *op, char *
 	}
 	appendStringInfo(buf, ") OPERATOR(pg_catalog.%s) (", op);
 	for (int k = 0; k < src->nkeys; k++)
-		appendStringInfo(buf, "%s%s", k > 0 ? ", " : "", quote_literal_cstr(key[k]));
+	{
+		if (k > 0)
+			appendStringInfoString(buf, ", ");
+		append_key_value(buf, src, k, key[k]);
+	}
 	appendStringInfoChar(buf, ')');
 }
 
@@ -260,7 +292,8 @@ append_one_comparison(StringInfo buf, MigrateSource *src, int k, const char *op,
 					  const char *value)
 {
 	append_key(buf, src, k);
-	appendStringInfo(buf, " OPERATOR(pg_catalog.%s) %s", op, quote_literal_cstr(value));
+	appendStringInfo(buf, " OPERATOR(pg_catalog.%s) ", op);
+	append_key_value(buf, src, k, value);
 }
 
 /*
@@ -504,6 +537,13 @@ key_after(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 	migrate_append_order(&sql, src);
 	appendStringInfo(&sql, " OFFSET " INT64_FORMAT " LIMIT 1", offset);
 	return query_row(conn, src, sql.data, src->nkeys);
+}
+
+/* The lowest key of a range without nulls in it, NULL when there is none. */
+char	  **
+migrate_range_first_key(MigrateConn *conn, MigrateSource *src, MigrateRange *range)
+{
+	return key_after(conn, src, range, ">=", 0);
 }
 
 /*

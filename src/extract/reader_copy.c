@@ -40,6 +40,7 @@
 typedef struct CopyReader
 {
 	MigrateConn *conn;
+	MigrateReader *reader;
 	Relation	rel;			/* the foreign table */
 	CopyFromState cstate;
 	Datum	   *values;			/* by attribute number of rel */
@@ -117,6 +118,7 @@ next_message(CopyReader *copy)
 	copy->used = copy->length = 0;
 	if (copy->at_end)
 		return false;
+	copy->reader->converting = false;
 	copy->length = migrate_remote_copy_data(copy->conn, &copy->message);
 	if (copy->length < 0)
 	{
@@ -126,6 +128,7 @@ next_message(CopyReader *copy)
 		return false;
 	}
 	copy->bytes += copy->length;
+	copy->reader->converting = true;
 	return true;
 }
 
@@ -263,6 +266,7 @@ migrate_copy_reader_open(MigrateReader *reader)
 
 	copy = reader->copy = palloc0(sizeof(CopyReader));
 	copy->conn = reader->conn;
+	copy->reader = reader;
 	copy->sent = -1;
 	copy->rel = open_row_description(src->foreign_table);
 	natts = RelationGetNumberOfAttributes(copy->rel);
@@ -288,11 +292,13 @@ migrate_copy_reader_next(MigrateReader *reader, Datum *values, bool *nulls,
 	context.previous = error_context_stack;
 	error_context_stack = &context;
 	serving = copy;
+	reader->converting = true;
 	if (copy->reorder)
 		found = NextCopyFrom(copy->cstate, NULL, copy->values, copy->nulls);
 	else
 		found = NextCopyFrom(copy->cstate, NULL, values, nulls);
 	error_context_stack = context.previous;
+	reader->converting = false;
 
 	if (!found)
 	{

@@ -91,8 +91,10 @@ migrate_fdw_reader_open(MigrateReader *reader)
 	fdw->receiver.rDestroy = end_receiver;
 	fdw->receiver.mydest = DestNone;
 	fdw->natts = reader->src->ncolumns;
-	fdw->mcxt = AllocSetContextCreate(reader->mcxt, "migrate fetched rows",
-									  ALLOCSET_DEFAULT_SIZES);
+	/* what a usual fetch needs is kept: fresh memory costs page faults */
+	fdw->mcxt = GenerationContextCreate(reader->mcxt, "migrate fetched rows",
+										2 * FETCH_BYTES, 2 * FETCH_BYTES,
+										2 * FETCH_BYTES);
 	fdw->fetch = Min(FIRST_FETCH, reader->fetch_size);
 	fdw->max_rows = reader->fetch_size;
 	fdw->rows = palloc(fdw->max_rows * sizeof(MinimalTuple));
@@ -139,8 +141,10 @@ migrate_fdw_reader_next(MigrateReader *reader, Datum *values, bool *nulls,
 	FdwReader  *fdw = reader->fdw;
 	MinimalTuple row;
 
+	reader->converting = true;
 	if (fdw->next >= fdw->n && !fetch_rows(fdw))
 		return false;
+	reader->converting = false;
 	row = fdw->rows[fdw->next++];
 	ExecStoreMinimalTuple(row, fdw->slot, false);
 	slot_getallattrs(fdw->slot);

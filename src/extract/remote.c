@@ -318,12 +318,27 @@ migrate_remote_value(MigrateConn *conn, const char *sql)
 int
 migrate_remote_copy_data(MigrateConn *conn, char **buffer)
 {
+	bool		looked = false;
+
 	for (;;)
 	{
 		int			len = PQgetCopyData(conn->pg, buffer, 1);
 
 		if (len != 0)
 			return Max(len, -1);
+		CHECK_FOR_INTERRUPTS();
+
+		/*
+		 * most of the time the next rows are there already: waiting costs
+		 * more
+		 */
+		if (!looked)
+		{
+			if (PQconsumeInput(conn->pg) == 0)
+				return -1;
+			looked = true;
+			continue;
+		}
 		(void) WaitLatchOrSocket(MyLatch,
 								 WL_LATCH_SET | WL_SOCKET_READABLE | WL_EXIT_ON_PM_DEATH,
 								 PQsocket(conn->pg), -1L, PG_WAIT_EXTENSION);

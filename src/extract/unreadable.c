@@ -17,9 +17,12 @@
  */
 #include "extract/extract.h"
 
+#include "access/xact.h"
 #include "mb/pg_wchar.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #define RAW_SAVEPOINT "migrate_raw"
 
@@ -300,6 +303,54 @@ row_key(MigrateConn *conn, MigrateSource *src, MigrateRange *range)
 }
 
 /*
+ * The same through the foreign table: the lowest key of the range.  It may be
+ * what cannot be read.
+ */
+static char *
+row_key_by_scan(MigrateSource *src, MigrateRange *range)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	StringInfoData json;
+	char	  **volatile key = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(mcxt);
+	PG_TRY();
+	{
+		key = migrate_range_first_key(NULL, src, range);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(mcxt);
+		edata = CopyErrorData();
+		if (!migrate_error_is_of_row(edata->sqlerrcode) &&
+			!migrate_error_can_be_of_value(edata))
+			PG_RE_THROW();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(mcxt);
+	CurrentResourceOwner = owner;
+	if (key == NULL)
+		return NULL;
+	initStringInfo(&json);
+	for (int k = 0; k < src->nkeys; k++)
+	{
+		appendStringInfoString(&json, k > 0 ? ", " : "{");
+		escape_json(&json, src->columns[src->keys[k]].name);
+		appendStringInfoString(&json, ": ");
+		escape_json(&json, key[k]);
+	}
+	appendStringInfoChar(&json, '}');
+	return json.data;
+}
+
+/*
  * What can be said of the one row of a range that cannot be read: *key, or
  * NULL, and *raw, {"at": "(12,3) of public.t", "columns": {"a": "\\x61"}} in
  * the source's own encoding.
@@ -321,6 +372,8 @@ migrate_range_raw(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 		for (int i = 0; i < src->ncolumns; i++)
 			append_raw_column(&buf, conn, src, range, &src->columns[i]);
 	}
+	else if (src->nkeys > 0 && src->method == 'k')
+		*key = row_key_by_scan(src, range);
 	appendStringInfoString(&buf, "}}");
 	*raw = buf.data;
 }

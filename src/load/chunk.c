@@ -142,6 +142,8 @@ read_rows(ChunkState *state, MigrateRange *range, MigrateReader **reader)
 
 	/* in memory up to twice what a batch should be, beyond that on disk */
 	batch->max_kb = Max(64, Min(2 * state->job->batch_bytes / 1024, MAX_KILOBYTES));
+	if (list_length(state->mappings) == 1 && migrate_fresh_takes_tuples(state->writers[0]))
+		migrate_batch_straight(batch, state->writers[0]->map->straight);
 	migrate_worker_phase("read");
 	state->reading = true;
 	*reader = migrate_reader_open(state->conn, state->src, range,
@@ -239,7 +241,7 @@ try_range(ChunkState *state, MigrateRange *range)
 		if (!state->reading)
 			PG_RE_THROW();
 		edata = CopyErrorData();
-		if (!migrate_error_is_of_row(edata->sqlerrcode))
+		if (!migrate_reader_error_is_of_row(*reader_p, edata))
 			PG_RE_THROW();
 		FlushErrorState();
 		state->reading = false;

@@ -423,7 +423,8 @@ migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *columns)
 	Doubles    *d = describe_key(job, mapping_id, columns);
 	MigrateWriter *writer;
 	List	   *with = NIL,
-			   *without = NIL;
+			   *without = NIL,
+			   *published;
 	ListCell   *lc;
 	char	   *lock = psprintf("LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE",
 								migrate_target_name(d->map->target, d->src->only_parent));
@@ -447,12 +448,14 @@ migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *columns)
 		else
 			without = lappend(without, g);
 	}
+	published = migrate_allow_deletes(d->map->target);
 	delete_rows(d, with, false);
 	delete_rows(d, without, true);
 	writer = migrate_writer_open(d->map, d->src, false);
 	foreach(lc, d->groups)
 		write_group(d, lfirst(lc), writer);
 	migrate_writer_close(writer);
+	migrate_restore_deletes(published);
 	refetch_wait_durable(job, d->src);
 	record(d);
 }

@@ -26,4 +26,8 @@ extern void migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *colum
 extern bool migrate_has_double(MigrateJob *job, MigrateMapping *map,
 							   MigrateSource *src, const char *key);
 
+/* in identity.c */
+extern List *migrate_allow_deletes(Oid target);
+extern void migrate_restore_deletes(List *changed);
+
 #endif							/* MIGRATE_DOUBLES_H */

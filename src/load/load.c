@@ -169,7 +169,14 @@ attempt_rows(Attempt *attempt)
 	attempt->seen = palloc0(attempt->batch->nrows / 8 + 1);
 	PushActiveSnapshot(GetTransactionSnapshot());
 	writer->way->begin(writer);
-	migrate_mapping_run(writer->map, attempt->batch, receive_mapped, attempt);
+	if (attempt->batch->straight && attempt->batch->store == NULL)
+	{
+		attempt->stage = attempt->load->write_stage;
+		writer->way->put_tuples(writer, attempt->batch->tuples, attempt->batch->nrows);
+		attempt->nseen = attempt->batch->nrows;
+	}
+	else
+		migrate_mapping_run(writer->map, attempt->batch, receive_mapped, attempt);
 	if (attempt->ndoubles > 0)
 		return false;
 	attempt->stage = attempt->load->write_stage;

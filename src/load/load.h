@@ -31,6 +31,8 @@ typedef struct MigrateWriterWay
 	const char *name;
 	void		(*begin) (MigrateWriter *writer);
 	void		(*put) (MigrateWriter *writer, TupleTableSlot *slot);
+	/* the same for many tuples of the target at once; NULL: it cannot */
+	void		(*put_tuples) (MigrateWriter *writer, HeapTuple *tuples, int64 n);
 	int64		(*finish) (MigrateWriter *writer);	/* target rows written */
 } MigrateWriterWay;
 
@@ -99,6 +101,7 @@ extern char *migrate_writer_key_text(MigrateWriter *writer, TupleTableSlot *slot
 /* writer_fresh.c */
 extern const MigrateWriterWay migrate_writer_fresh;
 extern bool migrate_fresh_possible(MigrateWriter *writer);
+extern bool migrate_fresh_takes_tuples(MigrateWriter *writer);
 
 /* writer_sql.c */
 extern const MigrateWriterWay migrate_writer_sql;

@@ -235,16 +235,21 @@ refetch_add(MigrateBatch *batch, int64 row, int first)
 	pfree(nulls);
 }
 
-/* Run a query on the foreign table and add all its rows. */
+/*
+ * Run a query on the foreign table (or a stored row) and add all its rows.
+ */
 static void
-fetch_into(MigrateBatch *batch, const char *sql)
+fetch_into(MigrateBatch *batch, const char *sql, bool stored)
 {
+	int			level = migrate_input_settings(stored);
+
 	/* not read only: a snapshot of now, for foreign data wrappers that care */
 	if (SPI_execute(sql, false, 0) != SPI_OK_SELECT)
 		elog(ERROR, "reading source rows failed: %s", sql);
 	for (int64 i = 0; i < SPI_processed; i++)
 		refetch_add(batch, i, 0);
 	SPI_freetuptable(SPI_tuptable);
+	migrate_input_settings_end(level);
 }
 
 /* The value of a key column in a key's jsonb text; NULL for null. */
@@ -282,7 +287,7 @@ refetch_by_key(MigrateSource *src, const char *key, MigrateBatch *batch)
 		else
 			appendStringInfoString(&sql, " IS NULL");
 	}
-	fetch_into(batch, sql.data);
+	fetch_into(batch, sql.data, false);
 }
 
 void
@@ -292,7 +297,7 @@ refetch_stored(MigrateSource *src, const char *row, MigrateBatch *batch)
 			   psprintf("SELECT %s FROM jsonb_populate_record(NULL::%s, %s::jsonb) AS r",
 						refetch_column_list(src, "r."),
 						refetch_relation(src->foreign_table),
-						quote_literal_cstr(row)));
+						quote_literal_cstr(row)), true);
 }
 
 void

@@ -435,7 +435,8 @@ fetch_row(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *batch,
 	{
 		MemoryContextSwitchTo(mcxt);
 		*edata = CopyErrorData();
-		if (!migrate_error_is_of_row((*edata)->sqlerrcode))
+		if (!migrate_error_is_of_row((*edata)->sqlerrcode) &&
+			!(letter->raw && migrate_error_can_be_of_value(*edata)))
 			PG_RE_THROW();
 		FlushErrorState();
 		RollbackAndReleaseCurrentSubTransaction();

@@ -21,6 +21,7 @@
 #include "load/load.h"
 
 #include "access/heapam.h"
+#include "access/hio.h"
 #include "access/htup_details.h"
 #include "access/tableam.h"
 #include "access/xact.h"
@@ -39,6 +40,7 @@
 #include "parser/parse_node.h"
 #include "parser/parse_relation.h"
 #include "parser/parser.h"
+#include "storage/bufmgr.h"
 #include "rewrite/rewriteHandler.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -51,6 +53,8 @@
 /* as in core's copyfrom.c: what is gathered before it is written */
 #define MAX_BUFFERED_TUPLES 1000
 #define MAX_BUFFERED_BYTES 65535
+/* of tuples that are in memory anyway, at a time */
+#define MAX_TUPLE_BYTES (1024 * 1024)
 
 /* what is the same for all attempts, in the writer's memory */
 typedef struct FreshPlan
@@ -245,6 +249,27 @@ migrate_fresh_possible(MigrateWriter *writer)
  * an attempt
  * ----------------------------------------------------------------
  */
+
+/*
+ * Core's bulk inserts go through a small ring of buffers, so as not to push
+ * everything else out, and have to write every page themselves.  As long as the
+ * table is less than a quarter of the buffers, core's own limit for scans
+ * (heapam.c, initscan), there is room, and the index builds that follow find
+ * its pages there.
+ */
+static BulkInsertState
+bulk_insert_state(Relation rel)
+{
+	BulkInsertState bistate = GetBulkInsertState();
+
+	if (RelationGetNumberOfBlocks(rel) < NBuffers / 4)
+	{
+		FreeAccessStrategy(bistate->strategy);
+		bistate->strategy = NULL;
+	}
+	return bistate;
+}
+
 static void
 fresh_begin(MigrateWriter *writer)
 {
@@ -268,7 +293,7 @@ fresh_begin(MigrateWriter *writer)
 	if (plan->owns)
 		state->owns = ExecInitExpr(plan->owns, NULL);
 	MemoryContextSwitchTo(old);
-	state->bistate = GetBulkInsertState();
+	state->bistate = bulk_insert_state(writer->rel);
 	state->flush_cxt = AllocSetContextCreate(writer->attempt, "migrate flush",
 											 ALLOCSET_DEFAULT_SIZES);
 }
@@ -378,6 +403,84 @@ fresh_put(MigrateWriter *writer, TupleTableSlot *mapped)
 		fresh_flush(writer);
 }
 
+/*
+ * Whether rows can be written as tuples that the batch holds: nothing is to be
+ * added to them, and no predicate asked.
+ */
+bool
+migrate_fresh_takes_tuples(MigrateWriter *writer)
+{
+	FreshPlan  *plan = writer->fresh;
+
+	return plan != NULL && writer->way == &migrate_writer_fresh &&
+		writer->map->straight != NULL && plan->ndefaults == 0 &&
+		plan->owns == NULL && !plan->generated;
+}
+
+/* NOT NULL and CHECK of a tuple; most tuples have no null to look at. */
+static void
+check_tuple(MigrateWriter *writer, TupleTableSlot *slot, HeapTuple tuple)
+{
+	FreshState *state = writer->state;
+	TupleConstr *constr = RelationGetDescr(writer->rel)->constr;
+
+	if (constr == NULL ||
+		(constr->num_check == 0 && !HeapTupleHasNulls(tuple)))
+		return;
+	slot->tts_tableOid = RelationGetRelid(writer->rel);
+	ResetPerTupleExprContext(state->estate);
+	ExecConstraints(state->rri, slot, state->estate);
+}
+
+/*
+ * Tuples of the target as they are.  Each slot says that its tuple is its own,
+ * or heap_multi_insert() would copy it; the batch may still need the tuple
+ * when the attempt fails, so the slot must not free it.
+ */
+static void
+fresh_put_tuples(MigrateWriter *writer, HeapTuple *tuples, int64 n)
+{
+	FreshState *state = writer->state;
+	TupleDesc	desc = CreateTupleDescCopy(writer->map->straight->desc);
+	TupleTableSlot **slots = palloc(sizeof(TupleTableSlot *) * MAX_BUFFERED_TUPLES);
+	int			made = 0;
+
+	for (int64 done = 0; done < n;)
+	{
+		int			part = (int) Min(n - done, MAX_BUFFERED_TUPLES);
+		Size		bytes = 0;
+		MemoryContext old;
+
+		for (int i = 0; i < part; i++)
+		{
+			HeapTuple	tuple = tuples[done + i];
+
+			if (i == made)
+				slots[made++] = MakeSingleTupleTableSlot(desc, &TTSOpsHeapTuple);
+			ExecStoreHeapTuple(tuple, slots[i], false);
+			check_tuple(writer, slots[i], tuple);
+			slots[i]->tts_flags |= TTS_FLAG_SHOULDFREE;
+			bytes += tuple->t_len;
+			if (bytes > MAX_TUPLE_BYTES)
+				part = i + 1;
+		}
+		old = MemoryContextSwitchTo(state->flush_cxt);
+		table_multi_insert(writer->rel, slots, part, GetCurrentCommandId(true), 0,
+						   state->bistate);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(state->flush_cxt);
+		for (int i = 0; i < part; i++)
+		{
+			slots[i]->tts_flags &= ~TTS_FLAG_SHOULDFREE;
+			ExecClearTuple(slots[i]);
+		}
+		done += part;
+	}
+	for (int i = 0; i < made; i++)
+		ExecDropSingleTupleTableSlot(slots[i]);
+	state->written += n;
+}
+
 static int64
 fresh_finish(MigrateWriter *writer)
 {
@@ -396,5 +499,6 @@ const MigrateWriterWay migrate_writer_fresh = {
 	.name = "multi-insert",
 	.begin = fresh_begin,
 	.put = fresh_put,
+	.put_tuples = fresh_put_tuples,
 	.finish = fresh_finish,
 };

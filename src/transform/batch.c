@@ -48,6 +48,9 @@ typedef enum RowForm
 
 #define FORM_SHORT_BYTES (1024 * 1024)
 
+/* block of memory for tuples */
+#define TUPLE_MEMORY ((Size) 2 * 1024 * 1024)
+
 /*
  * The row type of a batch: the source row's columns, then the ordinal.
  */
@@ -98,11 +101,49 @@ batch_open_store(MigrateBatch *batch)
 }
 
 /*
- * Append a row (columns of src->rowdesc); the values are copied.  "bytes" is
- * what the row counts toward batch_bytes.
+ * Hold the rows as tuples of the target from now on; the batch is empty.
  */
 void
-migrate_batch_add(MigrateBatch *batch, Datum *values, bool *nulls, int64 bytes)
+migrate_batch_straight(MigrateBatch *batch, const MigrateStraight *straight)
+{
+	Assert(batch->nrows == 0 && batch->store == NULL);
+	batch->straight = straight;
+
+	/* what a usual batch needs is kept: fresh memory costs page faults */
+	batch->tuple_cxt = GenerationContextCreate(batch->mcxt, "migrate batch tuples",
+											   TUPLE_MEMORY, TUPLE_MEMORY, TUPLE_MEMORY);
+}
+
+/* Append a row as a tuple of the target. */
+static void
+add_tuple(MigrateBatch *batch, Datum *values, bool *nulls)
+{
+	const MigrateStraight *straight = batch->straight;
+	int			natts = straight->desc->natts;
+	MemoryContext old = MemoryContextSwitchTo(batch->mcxt);
+	Datum		v[MaxTupleAttributeNumber];
+	bool		n[MaxTupleAttributeNumber];
+
+	if (batch->nrows == batch->max_tuples)
+	{
+		batch->max_tuples = Max(1024, 2 * batch->max_tuples);
+		batch->tuples = batch->tuples == NULL ?
+			MemoryContextAllocHuge(batch->mcxt, batch->max_tuples * sizeof(HeapTuple)) :
+			repalloc_huge(batch->tuples, batch->max_tuples * sizeof(HeapTuple));
+	}
+	for (int i = 0; i < natts; i++)
+	{
+		v[i] = values[straight->columns[i]];
+		n[i] = nulls[straight->columns[i]];
+	}
+	MemoryContextSwitchTo(batch->tuple_cxt);
+	batch->tuples[batch->nrows] = heap_form_tuple(straight->desc, v, n);
+	MemoryContextSwitchTo(old);
+}
+
+/* Append a row to the store. */
+static void
+add_to_store(MigrateBatch *batch, Datum *values, bool *nulls, int64 ordinal)
 {
 	int			natts = batch->desc->natts;
 	Datum	   *v;
@@ -117,7 +158,7 @@ migrate_batch_add(MigrateBatch *batch, Datum *values, bool *nulls, int64 bytes)
 	n = large ? palloc(sizeof(bool) * natts) : nbuf;
 	memcpy(v, values, sizeof(Datum) * (natts - 1));
 	memcpy(n, nulls, sizeof(bool) * (natts - 1));
-	v[natts - 1] = Int64GetDatum(batch->nrows);
+	v[natts - 1] = Int64GetDatum(ordinal);
 	n[natts - 1] = false;
 	tuplestore_putvalues(batch->store, batch->desc, v, n);
 	if (large)
@@ -125,8 +166,51 @@ migrate_batch_add(MigrateBatch *batch, Datum *values, bool *nulls, int64 bytes)
 		pfree(v);
 		pfree(n);
 	}
+}
+
+/*
+ * Append a row (columns of src->rowdesc); the values are copied.  "bytes" is
+ * what the row counts toward batch_bytes.
+ */
+void
+migrate_batch_add(MigrateBatch *batch, Datum *values, bool *nulls, int64 bytes)
+{
+	if (batch->straight)
+		add_tuple(batch, values, nulls);
+	else
+		add_to_store(batch, values, nulls, batch->nrows);
 	batch->nrows++;
 	batch->bytes += bytes;
+}
+
+/*
+ * The rows as a tuplestore, made from the tuples where they are held so.
+ */
+Tuplestorestate *
+migrate_batch_store(MigrateBatch *batch)
+{
+	const MigrateStraight *straight = batch->straight;
+
+	if (batch->store == NULL && straight != NULL)
+	{
+		int			natts = straight->desc->natts;
+		Datum	   *target = palloc(Max(natts, 1) * sizeof(Datum));
+		bool	   *target_null = palloc(Max(natts, 1) * sizeof(bool));
+		Datum	   *source = palloc(Max(natts, 1) * sizeof(Datum));
+		bool	   *source_null = palloc(Max(natts, 1) * sizeof(bool));
+
+		for (int64 row = 0; row < batch->nrows; row++)
+		{
+			heap_deform_tuple(batch->tuples[row], straight->desc, target, target_null);
+			for (int i = 0; i < natts; i++)
+			{
+				source[straight->columns[i]] = target[i];
+				source_null[straight->columns[i]] = target_null[i];
+			}
+			add_to_store(batch, source, source_null, row);
+		}
+	}
+	return batch->store;
 }
 
 /*
@@ -139,6 +223,8 @@ migrate_batch_reset(MigrateBatch *batch)
 	if (batch->store)
 		tuplestore_end(batch->store);
 	batch->store = NULL;
+	if (batch->straight)
+		MemoryContextReset(batch->tuple_cxt);
 	batch->nrows = 0;
 	batch->bytes = 0;
 }
@@ -154,6 +240,7 @@ migrate_batch_free(MigrateBatch *batch)
 static void
 batch_seek(MigrateBatch *batch, int64 row)
 {
+	(void) migrate_batch_store(batch);
 	tuplestore_select_read_pointer(batch->store, 0);
 	tuplestore_rescan(batch->store);
 	if (row > 0 && !tuplestore_skiptuples(batch->store, row, true))
@@ -217,6 +304,7 @@ pin_output_settings(void)
 		{"timezone", "UTC"},
 		{"bytea_output", "hex"},
 		{"extra_float_digits", "3"},
+		{"lc_monetary", "C"},
 	};
 	int			nestlevel = NewGUCNestLevel();
 

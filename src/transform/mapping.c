@@ -29,6 +29,7 @@
  */
 #include "migrate.h"
 
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/execdesc.h"
@@ -297,6 +298,23 @@ coerce_column(ParseState *pstate, TargetEntry *tle, MigrateMapping *map,
 	tle->expr = (Expr *) expr;
 }
 
+/* The sub-select of the key map's values; NULL without a key map. */
+static Query *
+keys_of(Query *query)
+{
+	ListCell   *lc;
+
+	foreach(lc, query->rtable)
+	{
+		RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
+
+		if (rte->rtekind == RTE_SUBQUERY &&
+			strcmp(rte->eref->aliasname, KEYS_ALIAS) == 0)
+			return rte->subquery;
+	}
+	return NULL;
+}
+
 /* The source column that an expression in migrate_keys is, from 0; or -1. */
 static int
 key_source_column(Query *query, Query *keys, int k)
@@ -327,17 +345,8 @@ is_lossless(Oid from, Oid to)
 static bool
 key_is_source_key(MigrateMapping *map, MigrateSource *src, Query *query)
 {
-	Query	   *keys = NULL;
-	ListCell   *lc;
+	Query	   *keys = keys_of(query);
 
-	foreach(lc, query->rtable)
-	{
-		RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
-
-		if (rte->rtekind == RTE_SUBQUERY &&
-			strcmp(rte->eref->aliasname, KEYS_ALIAS) == 0)
-			keys = rte->subquery;
-	}
 	for (int s = 0; s < src->nkeys; s++)
 	{
 		bool		found = false;
@@ -351,6 +360,78 @@ key_is_source_key(MigrateMapping *map, MigrateSource *src, Query *query)
 			return false;
 	}
 	return src->nkeys > 0;
+}
+
+/* The column of "source" that an output column is as it is, from 0; or -1. */
+static int
+straight_column(Query *query, TargetEntry *tle)
+{
+	Var		   *var = (Var *) tle->expr;
+	RangeTblEntry *rte;
+
+	if (!IsA(var, Var) || var->varlevelsup != 0 || var->varattno <= 0)
+		return -1;
+	rte = rt_fetch(var->varno, query->rtable);
+	return rte->rtekind == RTE_SUBQUERY &&
+		strcmp(rte->eref->aliasname, "source") == 0 ? var->varattno - 1 : -1;
+}
+
+/* A relation's row, as a copy. */
+static TupleDesc
+relation_desc(Oid relid)
+{
+	Relation	rel = table_open(relid, AccessShareLock);
+	TupleDesc	desc = CreateTupleDescCopy(RelationGetDescr(rel));
+
+	table_close(rel, NoLock);
+	return desc;
+}
+
+/*
+ * See MigrateStraight; NULL when the mapping is not so.  A condition, a join,
+ * a cast, a default or a key that is computed all need the executor.
+ */
+static MigrateStraight *
+find_straight(MigrateMapping *map, MigrateSource *src, Query *query)
+{
+	TupleDesc	target;
+	MigrateStraight *straight = palloc0(sizeof(MigrateStraight));
+	Bitmapset  *used = NULL;
+	int			relations = 0;
+	ListCell   *lc;
+
+	/* the batch, "source", and the keys; no tables, functions or joins more */
+	foreach(lc, query->rtable)
+		if (lfirst_node(RangeTblEntry, lc)->rtekind != RTE_JOIN)
+		relations++;
+	if (query->jointree->quals || relations > 2 + (map->nkeys > 0 ? 1 : 0) ||
+		map->many || query->hasSubLinks || query->hasAggs || query->hasWindowFuncs ||
+		query->hasTargetSRFs || query->setOperations || query->groupClause ||
+		query->groupingSets || query->havingQual || query->distinctClause ||
+		query->limitCount || query->limitOffset || query->cteList)
+		return NULL;
+	target = relation_desc(map->target);
+	if (target->natts != src->ncolumns || map->ncolumns != target->natts)
+		return NULL;
+	straight->desc = target;
+	straight->columns = palloc(Max(target->natts, 1) * sizeof(int));
+	for (int i = 0; i < map->ncolumns; i++)
+	{
+		TargetEntry *tle = list_nth_node(TargetEntry, query->targetList, i);
+		int			column = straight_column(query, tle);
+		Form_pg_attribute att = TupleDescAttr(target, map->attnums[i] - 1);
+
+		if (column < 0 || tle->resjunk || att->attisdropped || att->attgenerated != '\0' ||
+			att->atttypid != src->columns[column].type || bms_is_member(column, used))
+			return NULL;
+		used = bms_add_member(used, column);
+		straight->columns[map->attnums[i] - 1] = column;
+	}
+	for (int k = 0; k < map->nkeys; k++)
+		if (key_source_column(query, keys_of(query), k) !=
+			straight->columns[map->key_attnums[k] - 1])
+			return NULL;
+	return straight;
 }
 
 /* Parse the executed text, with the target's column types. */
@@ -410,6 +491,7 @@ parse_mapping(MigrateMapping *map, MigrateSource *src, const char *text,
 	if (n != map->ncolumns + map->nkeys + 1)
 		elog(ERROR, "query of mapping %d gives %d columns, not %d",
 			 map->mapping_id, n, map->ncolumns + map->nkeys + 1);
+	map->straight = find_straight(map, src, query);
 	free_parsestate(pstate);
 	return query;
 }
@@ -560,7 +642,7 @@ migrate_mapping_run(MigrateMapping *map, MigrateBatch *batch, MigrateRowFn dest,
 											   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext oldcxt = MemoryContextSwitchTo(mcxt);
 	int			level = enter_settings(map);
-	QueryEnvironment *env = batch_environment(batch->desc, batch->store,
+	QueryEnvironment *env = batch_environment(batch->desc, migrate_batch_store(batch),
 											  batch->nrows);
 	QueryDesc  *desc;
 	int			size = 0;

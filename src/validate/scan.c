@@ -230,7 +230,7 @@ try_read_range(ValidateEnds *ends, MigrateRange *range, MigrateBatch *batch,
 
 		MemoryContextSwitchTo(mcxt);
 		edata = CopyErrorData();
-		if (!migrate_error_is_of_row(edata->sqlerrcode))
+		if (!migrate_reader_error_is_of_row(reader, edata))
 			PG_RE_THROW();
 		FlushErrorState();
 		FreeErrorData(edata);

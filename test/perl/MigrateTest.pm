@@ -437,7 +437,8 @@ sub sorted_rows
 	my ($node, $sql, $db, $file) = @_;
 	local $ENV{PGCLIENTENCODING} = 'UTF8';
 	local $ENV{PGOPTIONS} =
-	  '-c DateStyle=ISO,YMD -c IntervalStyle=postgres -c extra_float_digits=3 -c TimeZone=UTC -c bytea_output=hex -c row_security=off';
+	  '-c DateStyle=ISO,YMD -c IntervalStyle=postgres -c extra_float_digits=3 -c TimeZone=UTC -c bytea_output=hex -c xmlbinary=base64'
+	  . ' -c lc_monetary=C -c quote_all_identifiers=off -c row_security=off';
 	my $command = $sql;
 	$command =~ s/\s+/ /g if $command !~ /'|--|\$/;
 	my $sql_file = File::Temp->new(SUFFIX => '.sql');

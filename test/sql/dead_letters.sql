@@ -72,15 +72,17 @@ SELECT * FROM migrate_replay('l');
 
 -- a row that was read twice while it moved; one that is gone; a key that is none
 INSERT INTO l.moved VALUES (5, 'stale', 0), (5, 'v5', 2), (999, 'gone', 0), (999, 'gone', 0);
-UPDATE migrate.post_step SET ddl = 'ALTER TABLE l.clash ADD PRIMARY KEY (a, b)' WHERE object = 'l.clash';
+BEGIN;
 SELECT migrate_start('l');
+UPDATE migrate.post_step SET ddl = 'CREATE UNIQUE INDEX clash_pkey ON l.clash (a, b)' WHERE relation = 'l.clash' AND kind = 'key';
+COMMIT;
 SELECT migrate_wait('l', 'copied', '60s');
 CREATE VIEW letters AS
 	SELECT m.target, d.stage, d.state, d.key, coalesce(d.source_row ->> 'n', d.source_row ->> 'id') AS row, d.sqlstate, d.message, d.attempts
 	FROM migrate.dead_letter d JOIN migrate.mapping m USING (mapping_id) JOIN migrate.job j ON j.job_id = d.job_id
 	WHERE j.job = 'l' ORDER BY target COLLATE "C", (d.key ->> 'id')::int, stage;
 SELECT * FROM letters;
-SELECT p.object, p.ddl, p.state FROM migrate.post_step p JOIN migrate.job j USING (job_id) WHERE j.job = 'l' ORDER BY object COLLATE "C";
+SELECT p.relation, p.state FROM migrate.post_step p JOIN migrate.job j USING (job_id) WHERE j.job = 'l' AND p.kind = 'key' ORDER BY relation COLLATE "C";
 SELECT id, v, grp FROM l.moved WHERE id IN (5, 999);
 SELECT target, doubles FROM migrate.mapping WHERE target IN ('l.moved', 'l.clash') ORDER BY 1;
 SELECT message FROM migrate.event WHERE kind = 'doubles' ORDER BY message COLLATE "C";

@@ -10,8 +10,7 @@ CREATE DATABASE migrate_errors_src TEMPLATE template0 ENCODING 'UTF8';
 CREATE TABLE orders (id bigint PRIMARY KEY, customer int, total numeric(10,2), code text UNIQUE, n int NOT NULL UNIQUE);
 CREATE TABLE nokey (a int, b text);
 CREATE TABLE "two words" (id int PRIMARY KEY);
-CREATE TYPE floatrange AS RANGE (subtype = float8);
-CREATE TABLE ranges (id int PRIMARY KEY, r floatrange);
+CREATE TABLE row_types (id int PRIMARY KEY, r orders);
 CREATE EXTENSION citext;
 CREATE TABLE ci (id int PRIMARY KEY, t citext);
 CREATE SCHEMA empty;
@@ -68,9 +67,9 @@ SELECT migrate_import('e', NULL);
 \echo :LAST_ERROR_SQLSTATE
 CREATE SCHEMA old;
 CREATE TABLE old.nokey ();
-SELECT migrate_import('e', 'public', exclude => '{ranges,ci}');
+SELECT migrate_import('e', 'public', exclude => '{row_types,ci}');
 \echo :LAST_ERROR_SQLSTATE
-SELECT migrate_import('e', 'public', include => '{ranges}');
+SELECT migrate_import('e', 'public', include => '{row_types}');
 \echo :LAST_ERROR_SQLSTATE
 SELECT migrate_import('e', 'public', include => '{ci}');
 \echo :LAST_ERROR_SQLSTATE
@@ -231,7 +230,10 @@ SELECT migrate_import('e2', 'public', 'old_e2', include => '{orders}');
 SELECT migrate_add_schema('e', 'public', 't', include => '{nope}');
 \echo :LAST_ERROR_SQLSTATE
 SELECT migrate_add_schema('e', 'public', 't', include => '{orders,nokey}');
+-- a source that the job reads already is skipped
 SELECT migrate_add_schema('e2', 'public', 't', include => '{orders}');
+SELECT migrate_create_job('e3', 'old') > 0 AS made;
+SELECT migrate_add_schema('e3', 'public', 't', include => '{orders}');
 \echo :LAST_ERROR_SQLSTATE
 
 -- remove_table

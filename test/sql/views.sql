@@ -57,6 +57,15 @@ UPDATE migrate.job SET wanted = 'pause', pause_reason = 'too many dead letters' 
 SELECT DISTINCT paused, throttle FROM migrate.progress WHERE job = 'views';
 UPDATE migrate.job SET wanted = 'stop', pause_reason = NULL WHERE job = 'views';
 
+-- steps after the copy: of one mapping, none of the others
+INSERT INTO migrate.post_step (job_id, mapping_id, kind, object, ddl, phase, state, sqlstate, error)
+SELECT m.job_id, m.mapping_id, s.kind, s.object, '', s.phase, s.state, s.sqlstate, s.error
+FROM migrate.mapping m, (VALUES ('key', 'big_pkey', 10, 'done', NULL, NULL), ('index', 'big_a', 10, 'running', NULL, NULL),
+	('index', 'big_b', 10, 'running', NULL, NULL), ('check', 'big_c', 20, 'failed', '23514', 'some row violates it'),
+	('comment', 'big', 50, 'skipped', NULL, NULL), ('vacuum', 'v.big_t', 60, 'todo', NULL, NULL)) s (kind, object, phase, state, sqlstate, error)
+WHERE m.target = 'v.big_t';
+SELECT target, percent, steps, steps_done, steps_failed, building, last_error FROM migrate.progress;
+
 INSERT INTO migrate.validation_run (job_id, mapping_id, level, source_rows, target_rows, matched, mismatches, status, duration)
 SELECT m.job_id, m.mapping_id, 'full', 9, 8, false, 1, 'differs', '1 s' FROM migrate.mapping m WHERE m.target = 'v.small_t';
 INSERT INTO migrate.difference (validation_id, job_id, kind, key, columns, source_row)

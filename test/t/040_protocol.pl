@@ -191,11 +191,14 @@ foreach my $how (
 		CREATE TABLE p10.collide (id int, v int);
 		SELECT migrate_import('p10b', 'public', 'p10b', include => '{p10b}');
 		SELECT migrate_add_table('p10b', 'public.p10b', 'p10.collide', columns => '{"id": "id - (id % 500 = 1)::int"}');
-		INSERT INTO migrate.post_step (job_id, mapping_id, kind, object, ddl)
-			SELECT job_id, mapping_id, 'primary key', 'collide_pkey', 'ALTER TABLE p10.collide ADD CONSTRAINT collide_pkey PRIMARY KEY (id)'
-			FROM migrate.mapping WHERE target = 'p10.collide';
 		SELECT migrate_accept('p10b', check_name, object, 'no index in this test') FROM migrate_preflight('p10b') WHERE status = 'fail';
-		SELECT migrate_start('p10b')});
+		BEGIN;
+		SELECT migrate_start('p10b');
+		-- in the same transaction: after the planning, before any worker looks
+		INSERT INTO migrate.post_step (job_id, mapping_id, target_oid, relation, kind, phase, object, ddl)
+			SELECT job_id, mapping_id, target_oid, target, 'key', 10, 'collide_pkey', 'CREATE UNIQUE INDEX collide_pkey ON p10.collide (id)'
+			FROM migrate.mapping WHERE target = 'p10.collide';
+		COMMIT});
 	wait_job($target, 'p10b', 'copied');
 	# 1 -> 0 is free; 501 -> 500 collides with 500
 	is(sql('SELECT count(*), count(DISTINCT id) FROM p10.collide'), '999|999', 'P10: one of the two is in the target');
