@@ -33,7 +33,6 @@
 #include "extract/extract.h"
 
 #include "common/hashfn.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 
 #define PARTS 6
