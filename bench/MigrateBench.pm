@@ -297,7 +297,7 @@ sub report
 					$row->{seconds} / $base, $row->{cpu},
 					$memory ? (defined $row->{memory} ? sprintf(' %.0f |', $row->{memory}) : ' |') : '');
 			}
-			$out .= "\nMedians of $r->{rounds} rounds.\n\n";
+			$out .= $r->{rounds} > 1 ? "\nMedians of $r->{rounds} rounds.\n\n" : "\nOne round.\n\n";
 		}
 		$out .= "- $_\n" for @{ $r->{claims} // [] };
 		$out .= "\n" if $r->{claims};
