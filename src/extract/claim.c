@@ -16,8 +16,9 @@
  * missed, and leaves a chunk 'running' of a process that is gone, which
  * migrate_chunks_release() gives back.
  *
- * Keys behind a wrapper (of a server that cannot be asked otherwise) are cut all
- * at once by the first loader that gets there, since finding one boundary may cost the wrapper a whole scan; those
+ * Keys behind a wrapper (of a server that cannot be asked otherwise) are cut
+ * all at once by the first loader that gets there, since finding one boundary
+ * may cost the wrapper a whole scan; those
  * chunks are 'todo' then.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
