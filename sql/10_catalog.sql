@@ -16,6 +16,8 @@ CREATE TABLE migrate.job (
 	server		oid NOT NULL,
 	options		jsonb NOT NULL DEFAULT '{}',
 	state		text NOT NULL DEFAULT 'defined',
+	-- how the source's changes are followed; decided when it starts
+	capture		text CHECK (capture IN ('none', 'logical')),
 	-- where a failed job goes on when it is resumed
 	resume_state text,
 	-- the wish: what the DBA asked for last

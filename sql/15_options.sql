@@ -28,8 +28,8 @@ COMMENT ON TABLE migrate.option_def IS 'one row an option that a job can have; s
 INSERT INTO migrate.option_def
 	(name, type, unit, default_value, changeable, min_value, max_value, choices, allowed, meaning)
 VALUES
-	('capture', 'choice', NULL, 'none', 'before start', NULL, NULL, '{none}', 'none',
-	 'how changes on the source are followed; none: copy once'),
+	('capture', 'choice', NULL, 'auto', 'before start', NULL, NULL, '{auto,logical,none}', 'auto, logical, none',
+	 'how changes on the source are followed; logical: by a replication slot, none: copy once, auto: logical where the source allows it'),
 	('transport', 'choice', NULL, 'auto', 'before start', NULL, NULL, '{auto,copy,fdw}', 'auto, copy, fdw',
 	 'how rows are read; auto: copy where the server supports it, else fdw'),
 	('chunking', 'choice', NULL, 'auto', 'before start', NULL, NULL, '{auto,block,key,whole}', 'auto, block, key, whole',
@@ -78,6 +78,26 @@ VALUES
 	 'longest wait for a connection to the source, in whole seconds'),
 	('lock_timeout', 'duration', 'ms', '10s', 'while running', 0, 3600000, NULL, '0 (no limit) to 1h',
 	 'longest wait for a lock on the target, after which the work is tried again later'),
+	('publication', 'text', NULL, '', 'before start', NULL, NULL, NULL, 'a name; empty: the job makes one',
+	 'a publication on the source, made by its owner, that publishes the job''s tables (capture logical)'),
+	('slot', 'text', NULL, '', 'before start', NULL, NULL, NULL, 'a name; empty: the job makes one',
+	 'a replication slot on the source, made by its owner with the plugin pgoutput (capture logical)'),
+	('spool_limit', 'size', 'bytes', '10GB', 'while running', 1048576, 9223372036854775807, NULL, '1MB or more',
+	 'changes kept here that a job has still to apply; beyond it no more are read, and the source keeps its WAL'),
+	('spool_retention', 'duration', 'ms', '0', 'while running', 0, 315360000000, NULL, '0 (drop at once) to 3650d',
+	 'how long changes are kept here after every job has applied them'),
+	('spool_retention_size', 'size', 'bytes', '1GB', 'while running', 0, 9223372036854775807, NULL, '0 or more',
+	 'most of such changes that are kept for spool_retention'),
+	('max_source_wal', 'size', 'bytes', '0', 'while running', 0, 9223372036854775807, NULL, '0 (no limit) or more',
+	 'WAL that the slot may hold back on the source; beyond it the slot is dropped and the job fails, to go on by migrate_resync'),
+	('apply_rows', 'integer', 'rows', '50000', 'while running', 1, 10000000, NULL, '1 to 10000000',
+	 'most changes that are applied at once when behind'),
+	('apply_bytes', 'size', 'bytes', '16MB', 'while running', 1024, 1073741824, NULL, '1kB to 1GB',
+	 'most bytes of changes that are applied at once when behind'),
+	('apply_latency', 'duration', 'ms', '1s', 'while running', 1, 3600000, NULL, '1ms to 1h',
+	 'how long one batch of changes should take to apply when behind'),
+	('lag_alert', 'duration', 'ms', '5min', 'while running', 0, 315360000000, NULL, '0 (never) to 3650d',
+	 'an alert is given when the target is further behind, or when nothing moves for so long though it should'),
 	('event_retention', 'duration', 'ms', '30d', 'while running', 0, 315360000000, NULL, '0 (keep all) to 3650d',
 	 'events older than this are removed');
 

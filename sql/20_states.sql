@@ -4,6 +4,7 @@
  * migrate.job.state, and a trigger refuses everything else.
  *
  *	 defined -> preparing -> copying -> indexing -> copied -> finished
+ *	 with live capture:				   indexing -> catching_up -> streaming -> finished
  *	 failed and cancelled beside the way, from any state before finished
  *
  * Pausing is a wish (migrate.job.wanted), not a state: a paused job knows
@@ -24,7 +25,9 @@ INSERT INTO migrate.job_state VALUES
 	('copying',	  3, true,	'loaders copy chunks'),
 	('indexing',  4, true,	'keys, indexes and constraints are built on the targets that the job made'),
 	('copied',	  5, false, 'every row is copied or in a dead letter'),
-	('finished',  9, false, 'the job is over and its temporary objects are removed'),
+	('catching_up', 6, true, 'changes made since the copy began are applied, then the other indexes and constraints are built'),
+	('streaming', 7, true, 'every change of the source is applied as it comes'),
+	('finished',  10, false, 'the job is over and its temporary objects are removed'),
 	('failed',	NULL, false, 'stopped by an error, see last_error; migrate_resume tries again'),
 	('cancelled', NULL, false, 'stopped for good; migrate_start goes on from the checkpoint');
 
@@ -40,6 +43,16 @@ INSERT INTO migrate.transition VALUES
 	('preparing', 'copying',   'every source table is planned'),
 	('copying',	  'indexing',  'every chunk is done'),
 	('indexing',  'copied',	   'every step is done, failed or skipped'),
+	('indexing',  'catching_up', 'live capture, and the keys are built'),
+	('catching_up', 'streaming', 'the consistent position is passed and every step is over'),
+	('catching_up', 'copying', 'migrate_recopy'),
+	('streaming', 'copying',   'migrate_recopy'),
+	('streaming', 'catching_up', 'migrate_resync, migrate_retry_steps'),
+	('streaming', 'finished',  'migrate_finish'),
+	('failed',	  'catching_up', 'migrate_resume, migrate_resync'),
+	('failed',	  'streaming', 'migrate_resume'),
+	('cancelled', 'catching_up', 'migrate_start'),
+	('cancelled', 'streaming', 'migrate_start'),
 	('copied',	  'copying',   'migrate_recopy'),
 	('copied',	  'indexing',  'migrate_retry_steps'),
 	('copied',	  'finished',  'migrate_finish'),

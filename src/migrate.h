@@ -53,6 +53,7 @@ typedef struct MigrateJob
 	Oid			server;
 	char	   *state;
 	char	   *wanted;			/* 'stop', 'run', 'pause', 'cancel' */
+	bool		live;			/* capture is 'logical' */
 
 	/* options in effect; units as in migrate.options */
 	char	   *transport;		/* 'auto', 'copy', 'fdw' */
@@ -77,6 +78,14 @@ typedef struct MigrateJob
 	int			retry_max_delay_ms;
 	int			connect_timeout_s;
 	int			lock_timeout_ms;
+	int64		spool_limit;
+	int64		spool_retention_ms;
+	int64		spool_retention_size;
+	int64		max_source_wal; /* 0: no limit */
+	int64		apply_rows;
+	int64		apply_bytes;
+	int			apply_latency_ms;
+	int64		lag_alert_ms;	/* 0: never */
 } MigrateJob;
 
 /* NULL when there is no such job (or none that this role may see). */
@@ -618,6 +627,35 @@ typedef struct MigrateTrouble
 	char		message[256];
 } MigrateTrouble;
 
+/*
+ * How long something took, in buckets of powers of two of 0.1 ms: bucket 0 is
+ * below 0.1 ms, bucket i below 0.1 * 2^i ms, the last one whatever is longer.
+ */
+#define MIGRATE_HISTOGRAM 32
+
+typedef struct MigrateHistogram
+{
+	int64		count[MIGRATE_HISTOGRAM];
+} MigrateHistogram;
+
+/* Written by the apply worker under MigrateShared.mutex, unless it says else. */
+typedef struct MigrateLive
+{
+	int			apply_pid;		/* 0: none */
+	XLogRecPtr	applied_lsn;
+	TimestampTz commit_at;		/* source time of the last applied commit */
+	TimestampTz applied_at;		/* when that was applied here */
+	int64		transactions;	/* since its start */
+	int64		changes;
+	int64		batches;
+	double		changes_per_second; /* of the last seconds */
+	bool		idle;			/* nothing is left to apply */
+	bool		hold;			/* written by the job worker: stop at a commit */
+	bool		held;			/* it has */
+	MigrateHistogram lag;		/* commit on the source to commit here */
+	MigrateHistogram write;		/* one batch: begin to commit */
+} MigrateLive;
+
 typedef struct MigrateShared
 {
 	uint32		magic;
@@ -646,8 +684,11 @@ typedef struct MigrateShared
 	char		budget[512];	/* set by the loader that gave up for it */
 
 	MigrateTrouble trouble[MIGRATE_MAX_LOADERS];
-	MigrateWorkerSlot slots[MIGRATE_MAX_LOADERS + 1];	/* 0: job worker */
+	MigrateWorkerSlot slots[MIGRATE_MAX_LOADERS + 2];	/* 0: job worker, last: apply */
+	MigrateLive live;
 } MigrateShared;
+
+#define MIGRATE_APPLY_SLOT (MIGRATE_MAX_LOADERS + 1)
 
 /* NULL in a process that belongs to no job (then the calls below do nothing) */
 extern MigrateShared *migrate_shared;

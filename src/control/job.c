@@ -65,6 +65,14 @@ static const struct
 	{"retry_max_delay", OPT_INT, offsetof(MigrateJob, retry_max_delay_ms)},
 	{"connect_timeout", OPT_SECONDS, offsetof(MigrateJob, connect_timeout_s)},
 	{"lock_timeout", OPT_INT, offsetof(MigrateJob, lock_timeout_ms)},
+	{"spool_limit", OPT_INT64, offsetof(MigrateJob, spool_limit)},
+	{"spool_retention", OPT_INT64, offsetof(MigrateJob, spool_retention_ms)},
+	{"spool_retention_size", OPT_INT64, offsetof(MigrateJob, spool_retention_size)},
+	{"max_source_wal", OPT_INT64, offsetof(MigrateJob, max_source_wal)},
+	{"apply_rows", OPT_INT64, offsetof(MigrateJob, apply_rows)},
+	{"apply_bytes", OPT_INT64, offsetof(MigrateJob, apply_bytes)},
+	{"apply_latency", OPT_INT, offsetof(MigrateJob, apply_latency_ms)},
+	{"lag_alert", OPT_INT64, offsetof(MigrateJob, lag_alert_ms)},
 };
 
 /* A number that does not fit an int is as good as the largest. */
@@ -146,8 +154,8 @@ load_job(int job_id, const char *name, MemoryContext mcxt)
 
 	migrate_spi_begin();
 	migrate_spi_exec(name ?
-					 "SELECT job_id, job, owner, server, state, wanted FROM migrate.job WHERE job = $1" :
-					 "SELECT job_id, job, owner, server, state, wanted FROM migrate.job WHERE job_id = $1",
+					 "SELECT job_id, job, owner, server, state, wanted, (capture = 'logical')::int FROM migrate.job WHERE job = $1" :
+					 "SELECT job_id, job, owner, server, state, wanted, (capture = 'logical')::int FROM migrate.job WHERE job_id = $1",
 					 1, &type, &arg, NULL, SPI_OK_SELECT);
 	if (SPI_processed == 1)
 	{
@@ -160,6 +168,7 @@ load_job(int job_id, const char *name, MemoryContext mcxt)
 		job->server = (Oid) migrate_spi_int64(0, 3, 0);
 		job->state = migrate_spi_text(0, 4);
 		job->wanted = migrate_spi_text(0, 5);
+		job->live = migrate_spi_int64(0, 6, 0) != 0;
 		MemoryContextSwitchTo(old);
 		load_options(job, mcxt);
 	}

@@ -59,6 +59,7 @@ C<extension =E<gt> 0>.  Options:
   durable    fsync and full page writes as in production
   start      0 leaves the node initialised but down
   install    another PostgreSQL's directory (with bin/ in it)
+  logical    wal_level = logical: jobs follow it live (default 0)
 
 =item connect_source($target, $source, %options)
 
@@ -199,6 +200,7 @@ log_min_duration_statement = -1
 deadlock_timeout = 200ms
 timezone = 'UTC'
 CONF
+	$conf .= "wal_level = replica\n" unless $o{logical};
 	$conf .= "full_page_writes = off\n" unless $o{durable};
 	$conf .= "fsync = on\n" if $o{durable};
 	$conf .= "shared_preload_libraries = 'migrate'\n" if $o{preload};
