@@ -58,6 +58,21 @@ extern MigrateStream *migrate_stream_of_job(int job_id);
 extern bool migrate_stream_prepare(MigrateJob *job, MigrateConn *conn);
 
 /* ----------------------------------------------------------------
+ * in capture.c: the capture worker, as seen by others
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Job worker, outside a transaction, at every turn from preparing on: start
+ * the capture worker of the job's stream if none lives and the stream is
+ * 'running'; nothing to do else.  Cheap when it lives.
+ */
+extern void migrate_capture_ensure(MigrateJob *job);
+
+/* Does it live, by its lock (key2 2)?  In a transaction. */
+extern bool migrate_capture_alive(int stream_id);
+
+/* ----------------------------------------------------------------
  * in replication.c: the replication protocol over libpq
  * ----------------------------------------------------------------
  */

@@ -64,6 +64,28 @@ typedef struct MigrateApplyCounts
 } MigrateApplyCounts;
 
 /* ----------------------------------------------------------------
+ * in apply.c, for the job worker, outside a transaction
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Start the job's apply worker if none lives; "handle" is that of the job's
+ * shared memory.  It reads migrate.apply_position, which is there, and wakes
+ * the job worker when it passes job_stream.consistent_lsn (known, or made
+ * known while it runs: migrate_apply_wake), and when it has an error.
+ */
+extern void migrate_apply_ensure(MigrateJob *job, dsm_handle handle);
+
+/*
+ * Let it end at the next commit (at_once: by SIGTERM); true when none lives.
+ * It wakes the job worker when it ends.
+ */
+extern bool migrate_apply_stop(bool at_once);
+
+/* Let it look at job_stream and the options again. */
+extern void migrate_apply_wake(void);
+
+/* ----------------------------------------------------------------
  * in apply_write.c: every mapping of one source table, compiled; lives across
  * transactions until the catalogs that it was made from change
  * ----------------------------------------------------------------
