@@ -52,6 +52,15 @@
 	ExecutorRun(desc, direction, count)
 #endif
 
+/* 18 counts index scans for EXPLAIN (0fbceae841c) */
+#if PG_VERSION_NUM < 180000
+#define migrate_index_beginscan(rel, index, snapshot, nkeys) \
+	index_beginscan(rel, index, snapshot, nkeys, 0)
+#else
+#define migrate_index_beginscan(rel, index, snapshot, nkeys) \
+	index_beginscan(rel, index, snapshot, NULL, nkeys, 0)
+#endif
+
 /*
  * Workers connect as the job's owner, who may be a role without LOGIN where
  * the server can do that (17).
