@@ -311,6 +311,9 @@ extern void migrate_reader_close(MigrateReader *reader);
  * is aborted.
  */
 extern bool migrate_reader_error_is_of_row(MigrateReader *reader, ErrorData *edata);
+
+/* Does reading a value of the type depend on lc_monetary? */
+extern bool migrate_type_contains_money(Oid type);
 extern bool migrate_error_can_be_of_value(ErrorData *edata);
 
 /*
@@ -650,7 +653,11 @@ typedef struct MigrateLive
 	int64		batches;
 	double		changes_per_second; /* of the last seconds */
 	bool		idle;			/* nothing is left to apply */
-	bool		hold;			/* written by the job worker: stop at a commit */
+	/* written by the job worker; the apply worker is woken after */
+	bool		stop;			/* leave at a commit */
+	uint32		look;			/* counts the calls to read options and
+								 * job_stream */
+	bool		hold;			/* stop at a commit */
 	bool		held;			/* it has */
 	MigrateHistogram lag;		/* commit on the source to commit here */
 	MigrateHistogram write;		/* one batch: begin to commit */
@@ -684,7 +691,8 @@ typedef struct MigrateShared
 	char		budget[512];	/* set by the loader that gave up for it */
 
 	MigrateTrouble trouble[MIGRATE_MAX_LOADERS];
-	MigrateWorkerSlot slots[MIGRATE_MAX_LOADERS + 2];	/* 0: job worker, last: apply */
+	MigrateWorkerSlot slots[MIGRATE_MAX_LOADERS + 2];	/* 0: job worker, last:
+														 * apply */
 	MigrateLive live;
 } MigrateShared;
 

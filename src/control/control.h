@@ -61,7 +61,25 @@ extern void migrate_spi_end(void);
 /* After PG_CATCH: the error in the given context, everything else undone. */
 extern ErrorData *migrate_recover(MemoryContext mcxt);
 
-/* the singleton of a job (P22) */
+/*
+ * Locks that SQL cannot take (P22): what the second key says, and what the
+ * first one then is.
+ */
+typedef enum MigrateLockKind
+{
+	MIGRATE_LOCK_JOB = 0,		/* job: its job worker (1: steps,
+								 * load/step_claim.c) */
+	MIGRATE_LOCK_CAPTURE = 2,	/* stream: its capture worker */
+	MIGRATE_LOCK_APPLY = 3,		/* job: its apply worker */
+	MIGRATE_LOCK_WRITER = 4		/* job: whoever writes to its targets (P14) */
+} MigrateLockKind;
+
+extern bool migrate_worker_lock(MigrateLockKind kind, int id);
+extern void migrate_worker_unlock(MigrateLockKind kind, int id);
+extern bool migrate_worker_alive(MigrateLockKind kind, int id);
+extern void migrate_transaction_lock(MigrateLockKind kind, int id);
+
+/* the same for a job worker */
 extern bool migrate_job_lock(int job_id);
 extern void migrate_job_unlock(int job_id);
 extern bool migrate_job_alive(int job_id);

@@ -114,7 +114,7 @@ segment_is_of_job(dsm_segment *seg, int job_id)
 		shared->database == MyDatabaseId && shared->job_id == job_id;
 }
 
-/* Loader: false when the job worker is gone. */
+/* Loader or apply worker: false when the job worker is gone. */
 bool
 migrate_shmem_attach(dsm_handle handle, int job_id, int slot)
 {
@@ -126,7 +126,7 @@ migrate_shmem_attach(dsm_handle handle, int job_id, int slot)
 	if (!segment_is_of_job(seg, job_id))
 		return false;
 	migrate_shared = dsm_segment_address(seg);
-	slot_begin(slot, "loader");
+	slot_begin(slot, slot == MIGRATE_APPLY_SLOT ? "apply" : "loader");
 	return migrate_shared->job_worker_pid != 0;
 }
 

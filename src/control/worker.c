@@ -159,23 +159,23 @@ migrate_recover(MemoryContext mcxt)
 }
 
 static void
-job_locktag(LOCKTAG *tag, int job_id)
+locktag(LOCKTAG *tag, MigrateLockKind kind, int id)
 {
-	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, job_id, 0, MIGRATE_LOCK_SPACE);
+	SET_LOCKTAG_ADVISORY(*tag, MyDatabaseId, id, kind, MIGRATE_LOCK_SPACE);
 }
 
 /*
- * Become, or still be, the only worker of a job (P22).  Called at every turn:
- * mapping code may have called pg_advisory_unlock_all(), which takes the lock
- * away; then it is taken again, or another worker has it and false is
- * returned.
+ * Become, or still be, the only worker of a kind (P22), for as long as the
+ * process lives.  Called at every turn: mapping code may have called
+ * pg_advisory_unlock_all(), which takes the lock away; then it is taken again,
+ * or another worker has it and false is returned.
  */
 bool
-migrate_job_lock(int job_id)
+migrate_worker_lock(MigrateLockKind kind, int id)
 {
 	LOCKTAG		tag;
 
-	job_locktag(&tag, job_id);
+	locktag(&tag, kind, id);
 	switch (LockAcquire(&tag, ExclusiveLock, true, true))
 	{
 		case LOCKACQUIRE_NOT_AVAIL:
@@ -190,26 +190,54 @@ migrate_job_lock(int job_id)
 }
 
 void
-migrate_job_unlock(int job_id)
+migrate_worker_unlock(MigrateLockKind kind, int id)
 {
 	LOCKTAG		tag;
 
-	job_locktag(&tag, job_id);
+	locktag(&tag, kind, id);
 	LockRelease(&tag, ExclusiveLock, true);
 }
 
 /*
- * Does a job worker live?  True as soon as it has its lock and until it has
+ * Does such a worker live?  True as soon as it has its lock and until it has
  * decided to leave.  In a transaction.
  */
 bool
-migrate_job_alive(int job_id)
+migrate_worker_alive(MigrateLockKind kind, int id)
 {
 	LOCKTAG		tag;
 
-	job_locktag(&tag, job_id);
+	locktag(&tag, kind, id);
 	if (LockAcquire(&tag, ShareLock, false, true) == LOCKACQUIRE_NOT_AVAIL)
 		return true;
 	LockRelease(&tag, ShareLock, false);
 	return false;
+}
+
+/* Wait for a lock of ours until the transaction's end. */
+void
+migrate_transaction_lock(MigrateLockKind kind, int id)
+{
+	LOCKTAG		tag;
+
+	locktag(&tag, kind, id);
+	(void) LockAcquire(&tag, ExclusiveLock, false, false);
+}
+
+bool
+migrate_job_lock(int job_id)
+{
+	return migrate_worker_lock(MIGRATE_LOCK_JOB, job_id);
+}
+
+void
+migrate_job_unlock(int job_id)
+{
+	migrate_worker_unlock(MIGRATE_LOCK_JOB, job_id);
+}
+
+bool
+migrate_job_alive(int job_id)
+{
+	return migrate_worker_alive(MIGRATE_LOCK_JOB, job_id);
 }

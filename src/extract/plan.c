@@ -477,7 +477,11 @@ decide_method(PlanSource *ps, MigrateJob *job, MigrateConn *conn)
 					  src->label);
 		wish = '\0';
 	}
-	if (wish)
+
+	/* P16: one snapshot decides which changes the copy contains */
+	if (job->live && src->nkeys == 0)
+		src->method = 'w';
+	else if (wish)
 		src->method = wish;
 	else if (can_read_blocks(ps, conn))
 		src->method = 'b';

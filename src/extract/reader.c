@@ -38,8 +38,8 @@
  */
 
 /* Does a value of the type contain money, at whatever depth? */
-static bool
-contains_money(Oid type)
+bool
+migrate_type_contains_money(Oid type)
 {
 	Oid			base = getBaseType(type);
 	Oid			element = get_element_type(base);
@@ -47,18 +47,18 @@ contains_money(Oid type)
 
 	check_stack_depth();
 	if (OidIsValid(element))
-		return contains_money(element);
+		return migrate_type_contains_money(element);
 	if (type_is_range(base))
-		return contains_money(get_range_subtype(base));
+		return migrate_type_contains_money(get_range_subtype(base));
 	if (type_is_multirange(base))
-		return contains_money(get_multirange_range(base));
+		return migrate_type_contains_money(get_multirange_range(base));
 	if (get_typtype(base) == TYPTYPE_COMPOSITE)
 	{
 		TupleDesc	desc = lookup_rowtype_tupdesc(base, -1);
 
 		for (int i = 0; i < desc->natts && !found; i++)
 			found = !TupleDescAttr(desc, i)->attisdropped &&
-				contains_money(TupleDescAttr(desc, i)->atttypid);
+				migrate_type_contains_money(TupleDescAttr(desc, i)->atttypid);
 		ReleaseTupleDesc(desc);
 	}
 	return found;
@@ -125,7 +125,7 @@ migrate_reader_open(MigrateConn *conn, MigrateSource *src, MigrateRange *range,
 	reader->range = range;
 	reader->fetch_size = Max(fetch_size, 1);
 	for (int i = 0; i < src->ncolumns && src->transport == 'c' && !reader->money; i++)
-		reader->money = contains_money(src->columns[i].type);
+		reader->money = migrate_type_contains_money(src->columns[i].type);
 	PG_TRY();
 	{
 		if (src->transport == 'c')

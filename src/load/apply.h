@@ -32,8 +32,8 @@ typedef struct MigrateApplySet
 
 	/*
 	 * Columns whose value is not known (unchanged TOAST) and null in images:
-	 * NULL when all are known; else for each row NULL or a set of indexes into
-	 * src->columns.
+	 * NULL when all are known; else for each row NULL or a set of indexes
+	 * into src->columns.
 	 */
 	Bitmapset **unknown;
 

@@ -48,7 +48,7 @@
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
 
-/* see MIGRATE_LOCK_SPACE in control/worker.c; key2 is 0 there */
+/* see MIGRATE_LOCK_SPACE in control/worker.c; not one of its kinds */
 #define STEP_LOCK_SPACE 0x4d47
 #define STEP_LOCK_KEY 1
 
