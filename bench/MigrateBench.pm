@@ -151,6 +151,7 @@ sub cpu
 sub watch_memory
 {
 	my ($self, $pattern) = @_;
+	my $parents = join(',', map { qx{head -1 $self->{work}/$_/postmaster.pid} + 0 } qw(source target));
 	pipe(my $from, my $to) or die $!;
 	my $pid = fork() // die "fork: $!";
 	if ($pid == 0)
@@ -159,7 +160,7 @@ sub watch_memory
 		local $SIG{TERM} = sub { $stop = 1 };
 		until ($stop)
 		{
-			for my $p (split ' ', qx{pgrep -f '$pattern'})
+			for my $p (split ' ', qx{pgrep -P '$parents' -f '$pattern'})
 			{
 				open(my $f, '<', "/proc/$p/status") or next;
 				while (<$f>) { $peak = $1 if /^RssAnon:\s+(\d+)/ && $1 > $peak }
@@ -260,6 +261,22 @@ sub race
 	return { map { $_->{name} => $_ } @{ $result->{rows} } };
 }
 
+# Figures that were not made by race(): rows with a name, seconds and cpu.
+sub add_result
+{
+	my ($self, $title, %o) = @_;
+	push @{ $self->{results} }, { title => $title, %o };
+}
+
+# As claim(), with a limit that the value must not fall below.
+sub claim_least
+{
+	my ($self, $text, $value, $limit, $format) = @_;
+	push @{ $self->{results}[-1]{claims} },
+	  sprintf("%s: **$format** (to reach: at least $format)%s", $text, $value, $limit,
+		$value >= $limit ? '' : ' - *missed*');
+}
+
 # A claim about the figures: shown with the results, whether it holds or not.
 sub claim
 {
@@ -284,7 +301,7 @@ sub report
 	for my $r (@{ $self->{results} })
 	{
 		my $memory = grep { defined $_->{memory} } @{ $r->{rows} };
-		my $base = $r->{rows}[0]{seconds};
+		my $base = @{ $r->{rows} } ? $r->{rows}[0]{seconds} : undef;
 		$out .= "### $r->{title}\n\n";
 		$out .= "$r->{note}\n\n" if $r->{note};
 		if (@{ $r->{rows} })
