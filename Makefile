@@ -4,6 +4,8 @@
 #   make install        into the server that PG_CONFIG belongs to
 #   make check          build, then every test, on private throwaway servers;
 #                       make check TESTS="sql/define t/001_harness" for some
+#   make soak           the tests of live capture, for hours: long workloads, large
+#                       transactions, many kills
 #   make demo           two minutes: a migration between two throwaway servers
 #   make bench          races against other tools, into doc/performance.md
 #   make matrix         the tests on other PostgreSQL versions, in chroots
@@ -21,7 +23,7 @@ TESTS ?=
 
 # These come without PGXS, which has a "check" that only refuses; and the
 # first of them install PostgreSQL where there is none yet.
-SCRIPTED = check demo bench matrix indent indent-check
+SCRIPTED = check soak demo bench matrix indent indent-check
 .PHONY: $(SCRIPTED)
 
 ifneq (,$(filter $(SCRIPTED),$(MAKECMDGOALS)))
@@ -31,6 +33,15 @@ SOURCES = $(sort $(wildcard src/*.[ch] src/*/*.[ch]))
 check:
 	@test/tools/install_deps
 	@test/tools/check $(TESTS)
+
+soak:
+	@test/tools/install_deps
+	@MIGRATE_ROUNDS=$${MIGRATE_ROUNDS:-50} MIGRATE_ROUND_WORK=$${MIGRATE_ROUND_WORK:-5000} \
+	MIGRATE_LIVE_KILLS=$${MIGRATE_LIVE_KILLS:-300} MIGRATE_POINT_ROUNDS=$${MIGRATE_POINT_ROUNDS:-10} \
+	MIGRATE_LAZY_CRASHES=$${MIGRATE_LAZY_CRASHES:-50} MIGRATE_BULK_ROWS=$${MIGRATE_BULK_ROWS:-10000000} \
+	MIGRATE_BULK_MB=$${MIGRATE_BULK_MB:-1024} MIGRATE_LIVE_TABLES=$${MIGRATE_LIVE_TABLES:-1000} \
+	TAP_TIMEOUT=$${TAP_TIMEOUT:-14400} \
+	test/tools/check $(if $(TESTS),$(TESTS),t/090_workload t/091_live_kill t/092_live_odd)
 
 demo:
 	@test/tools/install_deps

@@ -113,9 +113,11 @@ with restart_after_crash = on.  Returns the pid, 0 when there was none.
 =item random_kill($target, $source, @kinds)
 
 Does one of these at random, and returns what it did ('' when there was nothing
-to kill): 'loader', 'job' (kill -9 in the target), 'target', 'source'
-(hard_restart of a server), 'connection' (pg_terminate_backend of a migrate
-session on the source).  Without kinds, any of the five.
+to kill): 'loader', 'job', 'capture', 'apply' (kill -9 in the target),
+'walsender' (the same in the source), 'target', 'source' (hard_restart of a
+server), 'connection' (pg_terminate_backend of a migrate session on the
+source).  Without kinds, any of 'loader', 'job', 'target', 'source' and
+'connection'.
 
 =back
 
@@ -418,6 +420,9 @@ sub random_kill
 
 	if ($kind eq 'loader') { $did = kill9_backend($target, 'migrate%loader'); }
 	elsif ($kind eq 'job') { $did = kill9_backend($target, 'migrate%job'); }
+	elsif ($kind eq 'capture') { $did = kill9_backend($target, 'migrate%capture'); }
+	elsif ($kind eq 'apply') { $did = kill9_backend($target, 'migrate%apply'); }
+	elsif ($kind eq 'walsender') { $did = kill9_backend($source, 'walsender'); }
 	elsif ($kind eq 'target') { hard_restart($target); $did = 1; }
 	elsif ($kind eq 'source') { hard_restart($source); $did = 1; }
 	elsif ($kind eq 'connection')

@@ -1,0 +1,110 @@
+# Copyright (c) 2026, the migrate authors; PostgreSQL License
+
+# kill -9 on the way of a change, from the socket to the confirmation, under an
+# application that never stops (perl/Workload.pm).  First at every named point
+# between receive, spool, apply and confirm; then of each process and of both
+# servers at random.  Each time the job goes on by itself: a commit that is made
+# after the kill arrives.  At the end nothing is lost, nothing is there twice.
+#
+# MIGRATE_LIVE_KILLS: kills at random (default 8); MIGRATE_POINT_ROUNDS: how
+# often every point has its turn (default 1); MIGRATE_SEED.
+
+use strict;
+use warnings;
+use FindBin;
+use lib "$FindBin::RealBin/../perl";
+use MigrateTest;
+use Workload;
+use PostgreSQL::Test::Utils;
+use Test::More;
+use Time::HiRes qw(sleep);
+
+my $kills = $ENV{MIGRATE_LIVE_KILLS} // 8;
+my $rounds = $ENV{MIGRATE_POINT_ROUNDS} // 1;
+srand($ENV{MIGRATE_SEED} || 42);
+
+# on the way of a change, in its order; and what happens once on the way to it
+my @points = qw(capture-received capture-spooled capture-committed capture-confirm capture-confirmed
+  apply-read apply-collected apply-written apply-commit apply-committed);
+my @once = qw(stream-made stream-joined job-planned loader-claimed before-commit after-commit job-indexed live-recheck);
+
+my $source = new_source('source', logical => 1);
+my $target = new_target('target', preload => 1);
+connect_source($target, $source, server => 'legacy');
+my $w = Workload->new(source => $source, target => $target, rate => 150, rows => 12000);
+$w->fill;
+$w->start_writers;
+
+# How many processes of the target were killed so far, by its log.
+sub kills_seen
+{
+	my $n = () = slurp_file($target->logfile) =~ /terminated by signal 9/g;
+	return $n;
+}
+
+# The next process that comes to the point dies there.
+sub kill_at
+{
+	my ($point) = @_;
+	my $before = kills_seen();
+
+	$target->safe_psql('postgres', qq{ALTER SYSTEM SET migrate.fault = '$point:kill'; SELECT pg_reload_conf()});
+	my $hit = wait_for(sub { kills_seen() > $before }, timeout => 40);
+	# the server may be down at this moment, or go down once more
+	wait_for(sub {
+		$target->psql('postgres', q{ALTER SYSTEM RESET migrate.fault}) == 0
+		  && $target->psql('postgres', 'SELECT pg_reload_conf()') == 0 }, timeout => 60);
+	return $hit;
+}
+
+$w->define('j', options => '"workers": 2, "chunk_blocks": 20, "chunk_time": "50ms", "batch_rows": 200, "rows_per_second": 8000,'
+	. ' "retry_max_delay": "300ms", "retry_time": "5min"');
+$w->start_watch('j');
+
+# --- before there is anything to stream
+$target->safe_psql('postgres', qq{ALTER SYSTEM SET migrate.fault = '$once[0]:kill'; SELECT pg_reload_conf()});
+$target->psql('postgres', q{SELECT migrate_start('j')});
+foreach my $point (@once)
+{
+	last if (job_state($target, 'j') // '') eq 'streaming';
+	ok(kill_at($point), "$point: a process died there");
+}
+wait_job($target, 'j', 'streaming', timeout => 120) or do { done_testing(); exit; };
+ok($w->mark('j'), 'streaming after kills on the way');
+
+# --- between receive and confirm
+foreach my $round (1 .. $rounds)
+{
+	foreach my $point (@points)
+	{
+		ok(kill_at($point), "$point: a process died there");
+		ok($w->mark('j'), "$point: it goes on by itself, what was committed after that arrives");
+	}
+}
+
+# --- at random
+my %did;
+foreach my $i (1 .. $kills)
+{
+	$w->wait_work(20);
+	sleep(rand(0.3));
+	my $what = random_kill($target, $source, qw(capture apply job walsender connection target source));
+	$did{$what}++;
+	# often the next kill comes before all is well again
+	next if rand() < 0.4;
+	ok($w->mark('j'), "after a kill of $what it goes on by itself") or last;
+}
+diag('kills at random: ' . join(', ', map { "$_ x $did{$_}" } sort keys %did));
+
+$w->drain('j');
+is(job_state($target, 'j'), 'streaming', 'still streaming');
+$w->check('j');
+is($target->safe_psql('postgres', q{SELECT count(*) FROM migrate.apply_position a JOIN migrate.job_stream USING (job_id)
+	JOIN migrate.stream_position s USING (stream_id) WHERE a.applied_lsn > s.spooled_lsn}), '0', 'nothing is applied that is not in the spool');
+my $confirmed = $source->safe_psql('postgres', 'SELECT confirmed_flush_lsn FROM pg_replication_slots');
+is($target->safe_psql('postgres', "SELECT spooled_lsn >= '$confirmed' FROM migrate.stream_position"), 't',
+	'nothing was confirmed that is not in the spool');
+$w->drop('j');
+$w->check_clean;
+
+done_testing();
