@@ -71,7 +71,9 @@ typedef enum MigrateLockKind
 								 * load/step_claim.c) */
 	MIGRATE_LOCK_CAPTURE = 2,	/* stream: its capture worker */
 	MIGRATE_LOCK_APPLY = 3,		/* job: its apply worker */
-	MIGRATE_LOCK_WRITER = 4		/* job: whoever writes to its targets (P14) */
+	MIGRATE_LOCK_WRITER = 4,	/* job: whoever writes to its targets (P14) */
+	MIGRATE_LOCK_STREAM = 5		/* stream: the job worker that makes or joins
+								 * it */
 } MigrateLockKind;
 
 extern bool migrate_worker_lock(MigrateLockKind kind, int id);

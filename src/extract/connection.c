@@ -114,6 +114,18 @@ find_option(ConnOptions *opts, const char *keyword)
 	return value;
 }
 
+/*
+ * Settings of a replication connection, which cannot be given by SET for all
+ * of it: those of configure_session(), so that the stream's values read as
+ * those of a copy do (P6, P7).
+ */
+#define REPLICATION_SETTINGS \
+	"-c search_path=pg_catalog -c timezone=GMT -c datestyle=ISO" \
+	" -c intervalstyle=postgres -c extra_float_digits=3 -c bytea_output=hex" \
+	" -c xmlbinary=base64 -c xmloption=content -c lc_monetary=C" \
+	" -c quote_all_identifiers=off -c row_security=off -c statement_timeout=0" \
+	" -c lock_timeout=0 -c idle_in_transaction_session_timeout=0"
+
 /* migrate/<job>/<role>, as long as a name may be */
 static char *
 application_name(const char *job, const char *role)
@@ -128,14 +140,16 @@ application_name(const char *job, const char *role)
 
 /*
  * Everything for PQconnectStartParams; a later value of an option wins over an
- * earlier one.
+ * earlier one.  encoding not NULL: for a replication connection, which gives
+ * values in that encoding.
  */
 static void
 build_options(ConnOptions *opts, ForeignServer *server, ForeignDataWrapper *fdw,
-			  UserMapping *user, const char *job, const char *role)
+			  UserMapping *user, const char *job, const char *role,
+			  const char *encoding)
 {
 	int			max = list_length(server->options) + list_length(fdw->options) +
-	list_length(user->options) + 8;
+	list_length(user->options) + 10;
 
 	opts->keywords = palloc0(max * sizeof(char *));
 	opts->values = palloc0(max * sizeof(char *));
@@ -150,7 +164,15 @@ build_options(ConnOptions *opts, ForeignServer *server, ForeignDataWrapper *fdw,
 	add_option_list(opts, server->options);
 	add_option_list(opts, user->options);
 	add_option(opts, "application_name", application_name(job, role));
-	add_option(opts, "client_encoding", GetDatabaseEncodingName());
+	add_option(opts, "client_encoding", encoding ? encoding : GetDatabaseEncodingName());
+	if (encoding)
+	{
+		const char *given = find_option(opts, "options");
+
+		add_option(opts, "replication", "database");
+		add_option(opts, "options", given ? psprintf("%s %s", given, REPLICATION_SETTINGS) :
+				   REPLICATION_SETTINGS);
+	}
 }
 
 /* ----------------------------------------------------------------
@@ -257,7 +279,7 @@ check_password_used(RemoteConn *conn, UserMapping *user)
 /*
  * Reset callback of the connection's memory context.  A statement under way is
  * cancelled: the source would notice that we are gone only when it next sends
- * something.
+ * something.  A walsender that streams listens, and notices.
  */
 static void
 close_connection(void *arg)
@@ -266,7 +288,7 @@ close_connection(void *arg)
 
 	if (conn->pub.pg)
 	{
-		if (PQtransactionStatus(conn->pub.pg) == PQTRANS_ACTIVE)
+		if (PQtransactionStatus(conn->pub.pg) == PQTRANS_ACTIVE && !conn->streaming)
 			migrate_remote_cancel(conn->pub.pg);
 		PQfinish(conn->pub.pg);
 	}
@@ -405,9 +427,10 @@ configure_session(MigrateConn *conn)
 	pfree(sql.data);
 }
 
-MigrateConn *
-migrate_connect(Oid server_oid, Oid owner, const char *job, const char *role,
-				int connect_timeout_s)
+/* encoding: see build_options() */
+static MigrateConn *
+connect_to(Oid server_oid, Oid owner, const char *job, const char *role,
+		   int connect_timeout_s, const char *encoding)
 {
 	ForeignServer *server = GetForeignServer(server_oid);
 	ForeignDataWrapper *fdw = GetForeignDataWrapper(server->fdwid);
@@ -425,7 +448,7 @@ migrate_connect(Oid server_oid, Oid owner, const char *job, const char *role,
 	if (acl != ACLCHECK_OK)
 		aclcheck_error(acl, OBJECT_FOREIGN_SERVER, server->servername);
 	user = user_mapping(server, owner);
-	build_options(&opts, server, fdw, user, job, role);
+	build_options(&opts, server, fdw, user, job, role, encoding);
 	check_password_given(&opts, user);
 
 	conn = make_connection_struct(server);
@@ -433,7 +456,8 @@ migrate_connect(Oid server_oid, Oid owner, const char *job, const char *role,
 	{
 		open_connection(conn, &opts, user, connect_timeout_s);
 		check_password_used(conn, user);
-		configure_session(&conn->pub);
+		if (encoding == NULL)
+			configure_session(&conn->pub);
 	}
 	PG_CATCH();
 	{
@@ -446,6 +470,22 @@ migrate_connect(Oid server_oid, Oid owner, const char *job, const char *role,
 	pfree(opts.keywords);
 	pfree(opts.values);
 	return &conn->pub;
+}
+
+MigrateConn *
+migrate_connect(Oid server_oid, Oid owner, const char *job, const char *role,
+				int connect_timeout_s)
+{
+	return connect_to(server_oid, owner, job, role, connect_timeout_s, NULL);
+}
+
+/* In a transaction, as migrate_connect(). */
+MigrateConn *
+migrate_connect_for_replication(Oid server_oid, Oid owner, const char *slot,
+								const char *role, const char *encoding,
+								int connect_timeout_s)
+{
+	return connect_to(server_oid, owner, slot, role, connect_timeout_s, encoding);
 }
 
 /* Close it; the pointer is invalid afterwards. */

@@ -29,6 +29,7 @@ typedef struct RemoteConn
 	bool		owns_fd;		/* one of fd.c's external descriptors is ours */
 	MemoryContextCallback closer;
 	List	   *not_lockable;	/* OIDs that LOCK TABLE has refused */
+	bool		streaming;		/* START_REPLICATION is under way */
 } RemoteConn;
 
 extern const char *migrate_conn_name(MigrateConn *conn);
@@ -49,6 +50,15 @@ extern void migrate_remote_settle(MigrateConn *conn);
 extern char *migrate_result_value(PGresult *res, int row, int col);
 pg_noreturn extern void migrate_report_conn_error(MigrateConn *conn,
 												  const char *sql);
+
+/* ----------------------------------------------------------------
+ * in connection.c: to the server's walsender, in the given encoding
+ * ----------------------------------------------------------------
+ */
+extern MigrateConn *migrate_connect_for_replication(Oid server, Oid owner,
+													const char *slot, const char *role,
+													const char *encoding,
+													int connect_timeout_s);
 
 /* ----------------------------------------------------------------
  * in range.c: a range as SQL, and where to cut it

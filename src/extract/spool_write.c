@@ -585,17 +585,21 @@ migrate_spool_commit(SpoolWriter *w, XLogRecPtr spooled_lsn)
 	{
 		StartTransactionCommand();
 		w->open = true;
+		w->rows = 0;
 	}
 	w->last_commit_at = last_commit_at;
 	write_row(w);
 	close_insert(w);
 	write_position(w, spooled_lsn);
-	migrate_fault("capture-spooled");
+	if (w->rows > 0)
+		migrate_fault("capture-spooled");
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
 	w->open = false;
 	w->last_commit_at = 0;
-	migrate_fault("capture-committed");
+	if (w->rows > 0)
+		migrate_fault("capture-committed");
+	w->rows = 0;
 	return XactLastCommitEnd;
 }
 
@@ -639,6 +643,32 @@ migrate_spool_pending(SpoolWriter *w, int64 next_seq)
 }
 
 /*
+ * Has everybody passed it?  Asked again under the lock that a job has that
+ * joins, see stream.c.
+ */
+static bool
+is_passed(SpoolWriter *w, SpoolSegment *s)
+{
+	Oid			types[2] = {INT4OID, INT8OID};
+	Datum		values[2];
+	bool		passed;
+
+	values[0] = Int32GetDatum(w->stream_id);
+	values[1] = Int64GetDatum(s->last_seq);
+	migrate_spi_begin();
+	migrate_spi_exec("SELECT FROM migrate.stream WHERE stream_id = $1 FOR NO KEY UPDATE",
+					 1, types, values, NULL, SPI_OK_SELECT);
+	migrate_spi_end();
+	migrate_spi_begin();
+	migrate_spi_exec("SELECT FROM migrate.apply_position p JOIN migrate.job_stream j USING (job_id)"
+					 " WHERE j.stream_id = $1 AND p.next_seq <= $2",
+					 2, types, values, NULL, SPI_OK_SELECT);
+	passed = SPI_processed == 0;
+	migrate_spi_end();
+	return passed;
+}
+
+/*
  * Drop the oldest segment, and what relation messages nobody needs any more.
  * False when somebody has it locked: it is tried again later.
  */
@@ -653,7 +683,7 @@ drop_segment(SpoolWriter *w, SpoolSegment *s)
 	values[1] = Int32GetDatum(s->segment_no);
 	values[2] = Int64GetDatum(s->last_seq);
 	StartTransactionCommand();
-	if (ConditionalLockRelationOid(s->relation, AccessExclusiveLock))
+	if (ConditionalLockRelationOid(s->relation, AccessExclusiveLock) && is_passed(w, s))
 	{
 		migrate_spi_begin();
 		migrate_spi_exec("SELECT migrate._spool_drop_segment($1, $2)", 2, types, values,
