@@ -192,40 +192,36 @@ COMMENT ON FUNCTION migrate._drop_statement(text, text, text) IS
 'DROP statement for an object of migrate.made_object';
 
 /*
- * What was made for the job goes with it, or is named, or is
- * handed to another job that reads it.  Objects that are not temporary (target
- * tables, types their columns have) stay.
+ * What was made for the job goes, or is named, or is handed to another job that
+ * reads it.  Objects that are not temporary (target tables, types their columns
+ * have) stay.  Also what it left behind may be tried again.
  */
-CREATE FUNCTION @extschema@.migrate_drop_job(job text) RETURNS SETOF text
+CREATE FUNCTION migrate._remove_made(j migrate.job) RETURNS SETOF text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 DECLARE
-	j		migrate.job := migrate._job($1, lock => true);
 	o		migrate.made_object;
 	reason	text;
 BEGIN
-	-- a worker that still lives although nothing is wanted, or in a state
-	-- without work, is on its way out, also when it finds no job any more
-	IF j.wanted <> 'stop' AND j.state NOT IN ('copied', 'finished', 'failed', 'cancelled') THEN
-		RAISE EXCEPTION USING ERRCODE = '55006',
-			MESSAGE = format('job "%s" is running', $1),
-			HINT = format('Stop it first: SELECT migrate_cancel(%L);', $1);
+	-- slot and publication first: they hold up the source
+	IF $1.capture = 'logical' THEN
+		RETURN QUERY SELECT * FROM migrate._stream_leave($1.job_id);
 	END IF;
 
 	FOR o IN SELECT * FROM migrate.made_object m
-			 WHERE m.job_id = j.job_id AND m.side = 'target' AND m.temporary
+			 WHERE m.job_id = $1.job_id AND m.side = 'target' AND m.temporary
 			 ORDER BY m.kind = 'schema', m.object_id DESC
 	LOOP
 		-- one import serves several jobs: the next that needs it takes it over
 		UPDATE migrate.made_object m SET job_id = heir.job_id
-		FROM (SELECT s.job_id FROM migrate.source_table s
+		FROM (SELECT s.job_id FROM migrate.source_table s JOIN migrate.job h USING (job_id)
 			  WHERE o.kind = 'foreign table' AND s.foreign_table = to_regclass(o.object)
-				AND s.job_id <> j.job_id
+				AND s.job_id <> $1.job_id AND h.state <> 'finished'
 			  UNION ALL
 			  SELECT x.job_id FROM migrate.made_object x
-			  WHERE o.kind = 'schema' AND x.kind = 'foreign table' AND x.job_id <> j.job_id
+			  WHERE o.kind = 'schema' AND x.kind = 'foreign table' AND x.job_id <> $1.job_id
 				AND starts_with(x.object, o.object || '.')
 			  ORDER BY 1 LIMIT 1) heir
 		WHERE m.object_id = o.object_id;
@@ -238,7 +234,9 @@ BEGIN
 			GET STACKED DIAGNOSTICS reason = PG_EXCEPTION_DETAIL;
 			reason := coalesce(nullif(reason, ''), SQLERRM);
 		END;
-		IF reason IS NOT NULL THEN
+		IF reason IS NULL THEN
+			DELETE FROM migrate.made_object m WHERE m.object_id = o.object_id;
+		ELSE
 			RAISE NOTICE USING
 				MESSAGE = format('%s %s is kept', o.kind, o.object),
 				DETAIL = reason;
@@ -246,12 +244,33 @@ BEGIN
 												CASE o.kind WHEN 'schema' THEN '' ELSE ' CASCADE' END) || ';';
 		END IF;
 	END LOOP;
+END
+$$;
+COMMENT ON FUNCTION migrate._remove_made(migrate.job) IS
+'removes slot, publication, foreign tables and schemas that were made for a job; the statements that would remove what could not be removed, with the reason as a NOTICE';
+
+CREATE FUNCTION @extschema@.migrate_drop_job(job text) RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	j		migrate.job := migrate._job($1, lock => true);
+BEGIN
+	-- a worker that still lives although nothing is wanted, or in a state
+	-- without work, is on its way out, also when it finds no job any more
+	IF j.wanted <> 'stop' AND j.state NOT IN ('copied', 'finished', 'failed', 'cancelled') THEN
+		RAISE EXCEPTION USING ERRCODE = '55006',
+			MESSAGE = format('job "%s" is running', $1),
+			HINT = format('Stop it first: SELECT migrate_cancel(%L);', $1);
+	END IF;
+	RETURN QUERY SELECT * FROM migrate._remove_made(j);
 	DELETE FROM migrate.mapping m WHERE m.job_id = j.job_id;
 	DELETE FROM migrate.job d WHERE d.job_id = j.job_id;
 END
 $$;
 COMMENT ON FUNCTION @extschema@.migrate_drop_job(text) IS
-'removes a job and the foreign tables and schemas that were made for it; target tables and their types stay. Returns, one row each, the statements that would remove what could not be removed (with the reason as a NOTICE), normally none. Errors: 42704 unknown job, 55006 the job is running';
+'removes a job and what was made for it: foreign tables and schemas here, slot and publication on the source; target tables and their types stay. Returns, one row each, the statements that would remove what could not be removed (with the reason as a NOTICE), normally none. Errors: 42704 unknown job, 55006 the job is running';
 
 CREATE FUNCTION @extschema@.migrate_accept(job text, check_name text, object text, reason text)
 RETURNS void

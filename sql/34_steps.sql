@@ -246,7 +246,7 @@ BEGIN
 			HINT = 'Run the statements by hand, they are in the view migrate.steps.';
 	END IF;
 	failed := migrate._failed_steps(j, $2);
-	IF j.state = 'copied' AND $2 IS NULL THEN
+	IF j.state IN ('copied', 'streaming') AND $2 IS NULL THEN
 		-- planned since by migrate_refresh_schema
 		failed := failed || ARRAY(SELECT p.step_id FROM migrate.post_step p
 								  WHERE p.job_id = j.job_id AND p.state = 'todo' ORDER BY p.step_id);
@@ -265,6 +265,12 @@ BEGIN
 	IF j.state = 'copied' THEN
 		PERFORM migrate._set_state(j.job_id, 'indexing', 'steps to try again');
 		PERFORM migrate._run(j.job_id, 'start', 'started for steps to try again');
+	ELSIF j.state = 'streaming' THEN
+		PERFORM migrate._set_state(j.job_id, 'catching_up', 'steps to try again');
+		PERFORM migrate._wake(j.job_id);
+		IF j.wanted = 'pause' THEN
+			RAISE NOTICE 'job "%" is paused, the steps run when it goes on', $1;
+		END IF;
 	ELSIF j.state = 'failed' THEN
 		PERFORM @extschema@.migrate_resume($1);
 	ELSIF j.wanted = 'run' THEN
@@ -277,7 +283,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION @extschema@.migrate_retry_steps(text, int[]) IS
-'tries failed steps again (null: all of the job, and of a copied job those that were planned since) and lets the job run for them; returns how many. Errors: 42704 unknown job or step, 55000 a step has not failed, or the job is finished';
+'tries failed steps again (null: all of the job, and of a copied or streaming job those that were planned since) and lets the job run for them; returns how many. Errors: 42704 unknown job or step, 55000 a step has not failed, or the job is finished';
 
 CREATE FUNCTION @extschema@.migrate_skip_steps(job text, steps int[], reason text) RETURNS int
 LANGUAGE plpgsql VOLATILE

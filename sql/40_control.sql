@@ -29,6 +29,50 @@ END
 $$;
 COMMENT ON FUNCTION migrate._require_preflight(text) IS 'error 55000 that lists the failed checks of migrate_preflight';
 
+/*
+ * How the job follows its source, decided once.  A capture that was asked for
+ * and cannot be is a failure of preflight; auto falls back, and says so.
+ */
+CREATE FUNCTION migrate._resolve_capture(j migrate.job) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	wish	text := migrate._option(j.job_id, 'capture');
+	kind	text := 'none';
+	obstacle text;
+BEGIN
+	IF wish <> 'none' AND migrate._option(j.job_id, 'content') <> 'definitions'
+		AND to_regprocedure('migrate._capture_obstacle(int)') IS NOT NULL THEN
+		obstacle := migrate._capture_obstacle(j.job_id);
+		IF obstacle IS NULL OR wish = 'logical' THEN
+			kind := 'logical';
+		ELSE
+			RAISE WARNING 'job "%" copies once, changes made meanwhile and later are not followed', j.job
+				USING DETAIL = obstacle,
+					  HINT = 'See check "capture" of migrate_preflight. With option capture none this is not tried.';
+			PERFORM migrate._event(j.job_id, 'warning', 'capture',
+				'changes on the source are not followed: ' || obstacle);
+		END IF;
+	END IF;
+	UPDATE migrate.job u SET capture = kind WHERE u.job_id = j.job_id;
+END
+$$;
+COMMENT ON FUNCTION migrate._resolve_capture(migrate.job) IS
+	'decide migrate.job.capture by the option and what the source allows; a warning that names the obstacle when auto falls back to none';
+
+-- Where a job goes on that is failed or cancelled.
+CREATE FUNCTION migrate._state_to_resume(j migrate.job) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+	SELECT CASE
+		WHEN $1.resume_state IN ('copied', 'copying') THEN 'copying'
+		WHEN $1.resume_state = 'streaming'
+			AND EXISTS (SELECT FROM migrate.post_step p
+						WHERE p.job_id = $1.job_id AND p.state IN ('todo', 'running', 'failed'))
+			THEN 'catching_up'
+		WHEN $1.resume_state IN ('indexing', 'catching_up', 'streaming') THEN $1.resume_state
+		ELSE 'preparing' END
+$$;
+COMMENT ON FUNCTION migrate._state_to_resume(migrate.job) IS 'the state in which a failed or cancelled job goes on';
+
 -- The wish to run, written down, and a worker for it.
 CREATE FUNCTION migrate._run(job_id int, kind text, message text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -77,12 +121,10 @@ BEGIN
 	IF r.state = 'defined' THEN
 		-- options may have changed, and the source, since it was planned
 		PERFORM migrate._plan_steps(r);
+		PERFORM migrate._resolve_capture(r);
 	END IF;
 	IF r.state = 'cancelled' THEN
-		PERFORM migrate._set_state(r.job_id, CASE r.resume_state
-			WHEN 'copied' THEN 'copying' WHEN 'copying' THEN 'copying'
-			WHEN 'indexing' THEN 'indexing' ELSE 'preparing' END,
-			'started again');
+		PERFORM migrate._set_state(r.job_id, migrate._state_to_resume(r), 'started again');
 	END IF;
 	PERFORM migrate._run(r.job_id, 'start', 'started');
 END
@@ -113,7 +155,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION @extschema@.migrate_pause(text) IS
-	'pause a running job: loaders finish the chunk at hand, then all its workers leave; migrate_wait(job, ''paused'') waits for that';
+	'pause a running job: loaders finish the chunk at hand, changes the batch at hand, then its workers leave; with live capture, changes of the source are still taken in; migrate_wait(job, ''paused'') waits for that';
 
 CREATE FUNCTION @extschema@.migrate_resume(job text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -128,9 +170,7 @@ BEGIN
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 				  HINT = 'Use migrate_start to go on from its checkpoint.';
 	ELSIF r.state = 'failed' THEN
-		PERFORM migrate._set_state(r.job_id, CASE r.resume_state
-			WHEN 'copied' THEN 'copying' WHEN 'copying' THEN 'copying'
-			WHEN 'indexing' THEN 'indexing' ELSE 'preparing' END, 'resumed');
+		PERFORM migrate._set_state(r.job_id, migrate._state_to_resume(r), 'resumed');
 		UPDATE migrate.job j SET last_error = NULL, last_sqlstate = NULL, last_error_at = NULL
 		WHERE j.job_id = r.job_id;
 		UPDATE migrate.post_step p SET state = 'todo', error_since = NULL, retry_at = NULL
@@ -225,12 +265,23 @@ BEGIN
 	PERFORM migrate._event(r.job_id, 'info', 'recopy', format('copying %s again', others),
 		jsonb_build_object('by', session_user));
 
+	-- a new position from which on the target is consistent, once it is copied
+	UPDATE migrate.job_stream s SET consistent_lsn = NULL, rechecked = false
+	WHERE s.job_id = r.job_id;
+
 	IF r.state = 'copied' THEN
 		PERFORM migrate._set_state(r.job_id, 'copying', 'recopy of ' || others);
 		PERFORM migrate._run(r.job_id, 'start', 'started for a recopy');
+	ELSIF r.state IN ('catching_up', 'streaming') THEN
+		PERFORM migrate._set_state(r.job_id, 'copying', 'recopy of ' || others);
+		PERFORM migrate._wake(r.job_id);
+		IF r.wanted = 'pause' THEN
+			RAISE NOTICE 'job "%" is paused, the copy begins when it goes on', job;
+		END IF;
 	ELSIF r.state IN ('failed', 'cancelled') THEN
 		UPDATE migrate.job j SET resume_state = 'copying'
-		WHERE j.job_id = r.job_id AND j.resume_state IN ('indexing', 'copied');
+		WHERE j.job_id = r.job_id
+		  AND j.resume_state IN ('indexing', 'copied', 'catching_up', 'streaming');
 		RAISE NOTICE 'job "%" is %, the copy begins when it goes on', job, r.state;
 	ELSE
 		PERFORM migrate._wake(r.job_id);
@@ -238,4 +289,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION @extschema@.migrate_recopy(text, text) IS
-	'copy the source table of a target again from the start: our rows in all targets of that source table are removed first; of a copied job: it goes back to copying';
+	'copy the source table of a target again from the start: our rows in all targets of that source table are removed first. A copied job goes back to copying; so does one that streams, which applies no changes meanwhile, and catches up afterwards';

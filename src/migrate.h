@@ -551,6 +551,16 @@ extern bool migrate_step_run(MigrateJob *job, MigratePostStep *step);
 /* Like migrate_chunks_release, for steps. */
 extern int	migrate_steps_release(int job_id, int worker_pid /* 0: all */ );
 
+/*
+ * P9: only steps that may run before the consistent position, as a condition
+ * on migrate.post_step p.
+ */
+extern bool migrate_steps_are_early(MigrateJob *job);
+
+#define MIGRATE_STEP_IS_EARLY \
+	"(p.phase = 10 AND (p.kind IN ('key', 'doubles')" \
+	" OR p.kind = 'index' AND p.ddl !~ '^CREATE UNIQUE'))"
+
 /* Until the transaction's end no step of the job is claimed by anybody. */
 extern void migrate_steps_lock(int job_id);
 
@@ -580,6 +590,28 @@ extern void migrate_as_caller(MigrateAsOwner *as);
  */
 extern bool migrate_target_is_only(Oid target, bool only_parent);
 extern char *migrate_target_name(Oid target, bool only_parent);
+
+/* ----------------------------------------------------------------
+ * in validate/resync.c: write what differs
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateResyncCounts
+{
+	int64		source_rows;	/* mapped rows, and those that cannot be
+								 * mapped */
+	int64		target_rows;
+	int64		keys_different;
+	int64		rows_written;
+	int64		rows_deleted;
+	int64		dead_letters;
+} MigrateResyncCounts;
+
+/*
+ * A mapping whose key map and source have a key; in a transaction that holds
+ * the writer lock and that no other rows are written in.
+ */
+extern void migrate_resync_mapping(MigrateJob *job, int mapping_id, MigrateConn *conn,
+								   MigrateResyncCounts *counts);
 
 /* ----------------------------------------------------------------
  * in control/shmem.c: live counters, rate limits, wake-ups

@@ -9,6 +9,11 @@
  * by the launcher.
  *
  *	  defined -> preparing -> copying -> indexing -> copied, then it leaves
+ *	  with live capture, instead of copied: catching_up -> streaming, where it
+ *	  watches until it is told otherwise
+ *
+ * What it does in each state is in job_copy.c, job_steps.c, live.c and
+ * resync.c; what is common to all is here.
  *
  * It works in turns: read the job's row, follow the wish (job.wanted), do the
  * next piece of work of the state, sleep on the latch for a second at most.
@@ -43,7 +48,9 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 
-#include "control/control.h"
+#include "control/job_worker.h"
+#include "extract/stream.h"
+#include "load/apply.h"
 
 PGDLLEXPORT void migrate_job_worker_main(Datum main_arg);
 
@@ -53,42 +60,10 @@ PGDLLEXPORT void migrate_job_worker_main(Datum main_arg);
 /* old events are removed this often, ms */
 #define PURGE_INTERVAL (3600 * 1000)
 
-typedef enum
-{
-	TURN_AGAIN,					/* there is more to do at once */
-	TURN_WAIT,
-	TURN_LEAVE
-} Turn;
+MigrateJobWorker migrate_job_me;
 
-/* What a job worker knows for itself; nothing of it matters after a crash. */
-static struct
-{
-	int			job_id;
-	dsm_handle	handle;
-	bool		published;		/* the handle is in the job's row */
-	MemoryContext cxt;			/* of one turn */
-	MigrateLoader *loader;		/* to do the loaders' work by ourselves */
-	MigrateConn *conn;			/* to plan, and for throttle_query */
-	MemoryContext conn_cxt;
-	bool		changed;		/* a state was changed: tell the waiting */
-	volatile bool cancelable;	/* SIGINT ends what is at hand */
-
-	/* progress: a chunk or step done by anybody */
-	int64		work_seen;
-	TimestampTz last_progress;
-
-	/* errors of turns in a row */
-	int			errors;
-	int			equal_errors;
-	TimestampTz error_since;
-	char		sqlstate[6];
-	TimestampTz not_before;		/* back-off */
-	bool		backed_off;		/* this turn only waited for that */
-	TimestampTz last_purge;
-}			me;
-
-static void
-exec_for_job(const char *sql, int expected)
+void
+migrate_job_exec(const char *sql, int expected)
 {
 	Oid			type = INT4OID;
 	Datum		arg = Int32GetDatum(me.job_id);
@@ -96,8 +71,8 @@ exec_for_job(const char *sql, int expected)
 	migrate_spi_exec(sql, 1, &type, &arg, NULL, expected);
 }
 
-static void
-change_state(const char *state, const char *reason)
+void
+migrate_job_change_state(const char *state, const char *reason)
 {
 	StartTransactionCommand();
 	migrate_set_state(me.job_id, state, reason);
@@ -146,13 +121,13 @@ become_the_one(void)
 static void
 end_orphans(void)
 {
-	exec_for_job("SELECT pg_catalog.pg_terminate_backend(a.pid, 5000)"
-				 " FROM migrate.post_step p JOIN pg_catalog.pg_stat_activity a"
-				 " ON a.pid = p.worker_pid AND a.backend_type = 'migrate loader'"
-				 " AND a.datid = (SELECT d.oid FROM pg_catalog.pg_database d"
-				 "  WHERE d.datname = pg_catalog.current_database())"
-				 " AND a.backend_start <= p.started_at"
-				 " WHERE p.job_id = $1 AND p.state = 'running'", SPI_OK_SELECT);
+	migrate_job_exec("SELECT pg_catalog.pg_terminate_backend(a.pid, 5000)"
+					 " FROM migrate.post_step p JOIN pg_catalog.pg_stat_activity a"
+					 " ON a.pid = p.worker_pid AND a.backend_type = 'migrate loader'"
+					 " AND a.datid = (SELECT d.oid FROM pg_catalog.pg_database d"
+					 "  WHERE d.datname = pg_catalog.current_database())"
+					 " AND a.backend_start <= p.started_at"
+					 " WHERE p.job_id = $1 AND p.state = 'running'", SPI_OK_SELECT);
 }
 
 /*
@@ -202,12 +177,12 @@ leave(const char *event)
 
 	StartTransactionCommand();
 	migrate_spi_begin();
-	exec_for_job("SELECT s.works AND j.wanted IN ('run', 'cancel')"
-				 " FROM migrate.job j JOIN migrate.job_state s USING (state)"
-				 " WHERE j.job_id = $1 FOR NO KEY UPDATE OF j", SPI_OK_SELECT);
+	migrate_job_exec("SELECT s.works AND j.wanted IN ('run', 'cancel')"
+					 " FROM migrate.job j JOIN migrate.job_state s USING (state)"
+					 " WHERE j.job_id = $1 FOR NO KEY UPDATE OF j", SPI_OK_SELECT);
 	stay = SPI_processed > 0 && migrate_spi_text(0, 0)[0] == 't';
 	if (!stay && SPI_processed > 0)
-		exec_for_job("UPDATE migrate.job SET shm_handle = 0 WHERE job_id = $1", SPI_OK_UPDATE);
+		migrate_job_exec("UPDATE migrate.job SET shm_handle = 0 WHERE job_id = $1", SPI_OK_UPDATE);
 	migrate_spi_end();
 	if (!stay)
 	{
@@ -226,8 +201,8 @@ leave(const char *event)
  * Bring the loaders to an end: they finish what is at hand, or not.  True
  * when none is left.
  */
-static bool
-loaders_ended(bool at_once)
+bool
+migrate_job_loaders_ended(bool at_once)
 {
 	migrate_shared->stop = true;
 	if (migrate_loaders_alive() == 0)
@@ -239,30 +214,42 @@ loaders_ended(bool at_once)
 	return false;
 }
 
-static Turn
-turn_pause(void)
+/* Likewise with the apply worker. */
+static bool
+workers_ended(bool at_once)
+{
+	bool		ended = migrate_apply_stop(at_once);
+
+	return migrate_job_loaders_ended(at_once) && ended;
+}
+
+/* The source's changes are still taken in. */
+static MigrateTurn
+turn_pause(MigrateJob *job)
 {
 	migrate_worker_phase("pausing");
-	if (!loaders_ended(false))
+	if (job->live)
+		migrate_capture_ensure(job);
+	if (!workers_ended(false))
 		return TURN_WAIT;
 	return leave("paused") ? TURN_LEAVE : TURN_AGAIN;
 }
 
-static Turn
+static MigrateTurn
 turn_cancel(void)
 {
 	migrate_worker_phase("cancelling");
-	if (!loaders_ended(true))
+	if (!workers_ended(true))
 		return TURN_WAIT;
-	change_state("cancelled", NULL);
+	migrate_job_change_state("cancelled", NULL);
 	return TURN_AGAIN;			/* and leave from there */
 }
 
-/* copied, failed, cancelled, or the job was dropped */
-static Turn
+/* copied, finished, failed, cancelled, or the job was dropped */
+static MigrateTurn
 turn_end(bool at_once)
 {
-	if (!loaders_ended(at_once))
+	if (!workers_ended(at_once))
 		return TURN_WAIT;
 	return leave(NULL) ? TURN_LEAVE : TURN_AGAIN;
 }
@@ -288,8 +275,8 @@ migrate_job_worker_glance(void)
  * the work
  * ----------------------------------------------------------------
  */
-static void
-drop_connection(void)
+void
+migrate_job_drop_connection(void)
 {
 	MigrateConn *conn = me.conn;
 
@@ -299,31 +286,10 @@ drop_connection(void)
 	MemoryContextReset(me.conn_cxt);
 }
 
-/* Definitions alone: there is nothing to copy. */
-static void
-skip_copy(void)
+/* Connect to the source, if that is not done yet; in a transaction. */
+void
+migrate_job_connect(MigrateJob *job)
 {
-	StartTransactionCommand();
-	migrate_spi_begin();
-	exec_for_job("UPDATE migrate.source_table SET state = 'copied'"
-				 " WHERE job_id = $1 AND state = 'pending'", SPI_OK_UPDATE);
-	migrate_spi_end();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(me.cxt);
-}
-
-/* Plan every source table that is 'pending'. */
-static void
-plan(MigrateJob *job)
-{
-	if (strcmp(job->content, "definitions") == 0)
-	{
-		skip_copy();
-		return;
-	}
-	migrate_worker_phase("plan");
-	pgstat_report_activity(STATE_RUNNING, "planning the copy");
-	StartTransactionCommand();
 	if (me.conn == NULL && migrate_server_is_postgres(job->server))
 	{
 		MemoryContextSwitchTo(me.conn_cxt);
@@ -331,101 +297,11 @@ plan(MigrateJob *job)
 								  job->connect_timeout_s);
 	}
 	MemoryContextSwitchTo(me.cxt);
-	migrate_plan_sources(job, me.conn, 0);
-	CommitTransactionCommand();
-	migrate_drift_forget();
-	if (strcmp(job->throttle_side, "source") != 0 || job->throttle_query[0] == '\0')
-		drop_connection();
-}
-
-static Turn
-turn_prepare(MigrateJob *job)
-{
-	plan(job);
-	migrate_fault("job-planned");
-	change_state("copying", NULL);
-	return TURN_AGAIN;
-}
-
-/*
- * Source tables whose every chunk is done are 'copied', and their indexes can
- * be built.  Says how many are still to plan, and how many still to copy.  The two states of chunks that
- * are not done are asked for apart, each has its partial index.
- */
-static void
-look_at_sources(int64 *pending, int64 *unfinished)
-{
-	bool		any;
-
-	StartTransactionCommand();
-	migrate_spi_begin();
-	exec_for_job("UPDATE migrate.source_table s SET state = 'copied'"
-				 " WHERE s.job_id = $1 AND s.state = 'copying'"
-				 " AND NOT EXISTS (SELECT FROM migrate.leaf l"
-				 " WHERE l.source_id = s.source_id AND NOT l.exhausted)"
-				 " AND NOT EXISTS (SELECT FROM migrate.chunk c WHERE c.job_id = $1"
-				 " AND c.source_id = s.source_id AND c.state = 'todo')"
-				 " AND NOT EXISTS (SELECT FROM migrate.chunk c WHERE c.job_id = $1"
-				 " AND c.source_id = s.source_id AND c.state = 'running')", SPI_OK_UPDATE);
-	any = SPI_processed > 0;
-	exec_for_job("SELECT count(*) FILTER (WHERE state = 'pending'),"
-				 " count(*) FILTER (WHERE state NOT IN ('copied', 'done'))"
-				 " FROM migrate.source_table WHERE job_id = $1", SPI_OK_SELECT);
-	*pending = migrate_spi_int64(0, 0, 0);
-	*unfinished = migrate_spi_int64(0, 1, 0);
-	migrate_spi_end();
-	CommitTransactionCommand();
-	if (any)
-		migrate_wake_loaders();
-	MemoryContextSwitchTo(me.cxt);
-}
-
-/* Too many dead letters: the job pauses itself, with the reason. */
-static bool
-over_budget(MigrateJob *job)
-{
-	char	   *reason;
-
-	StartTransactionCommand();
-	MemoryContextSwitchTo(me.cxt);
-	reason = migrate_budget_exceeded(job);
-	if (reason)
-	{
-		Oid			types[2] = {INT4OID, TEXTOID};
-		Datum		values[2];
-
-		values[0] = Int32GetDatum(me.job_id);
-		values[1] = CStringGetTextDatum(reason);
-		migrate_spi_begin();
-		migrate_spi_exec("UPDATE migrate.job SET wanted = 'pause', pause_reason = $2"
-						 " WHERE job_id = $1 AND wanted = 'run'",
-						 2, types, values, NULL, SPI_OK_UPDATE);
-		migrate_spi_end();
-		migrate_event(me.job_id, "alert", "budget", "paused: %s", reason);
-	}
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(me.cxt);
-	return reason != NULL;
-}
-
-/* Note that chunks or steps were finished since the last look. */
-static void
-watch_progress(void)
-{
-	int64		work = 0;
-
-	SpinLockAcquire(&migrate_shared->mutex);
-	for (int i = 0; i <= MIGRATE_MAX_LOADERS; i++)
-		work += migrate_shared->slots[i].chunks + migrate_shared->slots[i].steps;
-	SpinLockRelease(&migrate_shared->mutex);
-	if (work > me.work_seen)
-		me.last_progress = GetCurrentTimestamp();
-	me.work_seen = work;
 }
 
 /* The job must fail: the error in its row, with the state. */
-static void
-fail(const char *sqlstate, const char *message)
+void
+migrate_job_fail(const char *sqlstate, const char *message)
 {
 	Oid			types[3] = {INT4OID, TEXTOID, TEXTOID};
 	Datum		values[3];
@@ -444,210 +320,6 @@ fail(const char *sqlstate, const char *message)
 	me.changed = true;
 }
 
-/*
- * No loader could be started: a chunk or step by ourselves, then look again.
- * Only meanwhile can somebody who cancels the job cancel what we do.
- */
-static Turn
-work_by_ourselves(void)
-{
-	MigrateStep step;
-
-	me.cancelable = true;
-	step = migrate_loader_step(me.loader);
-	me.cancelable = false;
-	QueryCancelPending = false;
-	switch (step)
-	{
-		case MIGRATE_STEP_LOADED:
-		case MIGRATE_STEP_BUILT:
-			return TURN_AGAIN;
-		case MIGRATE_STEP_ERROR:
-			me.not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-														migrate_backoff(me.loader->errors,
-																		me.loader->retry_max_delay_ms));
-			return TURN_WAIT;
-		default:
-			return TURN_WAIT;
-	}
-}
-
-static Turn
-turn_copy(MigrateJob *job)
-{
-	int64		pending,
-				unfinished;
-	MigrateVerdict verdict;
-
-	if (migrate_replan(job))
-		migrate_wake_loaders();
-	look_at_sources(&pending, &unfinished);
-	if (pending > 0)
-	{
-		plan(job);
-		migrate_wake_loaders();
-	}
-	watch_progress();
-	if (over_budget(job) || migrate_drift_found(job, false))
-		return TURN_AGAIN;		/* the wish is now to pause */
-	if (migrate_trouble_verdict(job, me.last_progress, &verdict))
-	{
-		fail(verdict.sqlstate, verdict.message);
-		return TURN_AGAIN;
-	}
-	if (pending == 0 && unfinished == 0)
-	{
-		/* the loaders go on with the steps */
-		migrate_loader_disconnect(me.loader);
-		if (migrate_drift_found(job, true))
-			return TURN_AGAIN;
-		change_state("indexing", NULL);
-		migrate_wake_loaders();
-		return TURN_AGAIN;
-	}
-
-	migrate_shared->stop = false;
-	migrate_throttle_evaluate(job, &me.conn, me.conn_cxt);
-	migrate_loaders_start(job, me.handle);
-	if (migrate_loaders_alive() == 0 && !migrate_shared->hold)
-		return work_by_ourselves();
-	migrate_loader_disconnect(me.loader);
-	migrate_worker_phase("watch");
-	pgstat_report_activity(STATE_IDLE, psprintf("watching the loaders of job %s", job->name));
-	return TURN_WAIT;
-}
-
-/*
- * Source tables whose steps are all over are 'done'.  Says how many steps are
- * not over, and how many have failed.
- */
-static void
-look_at_steps(int64 *open, int64 *failed)
-{
-	StartTransactionCommand();
-	migrate_spi_begin();
-	exec_for_job("UPDATE migrate.source_table s SET state = 'done'"
-				 " WHERE s.job_id = $1 AND s.state = 'copied' AND NOT EXISTS"
-				 " (SELECT FROM migrate.mapping m"
-				 "  JOIN migrate.post_step p ON p.mapping_id = m.mapping_id"
-				 "  WHERE m.source_id = s.source_id AND p.state IN ('todo', 'running'))",
-				 SPI_OK_UPDATE);
-	exec_for_job("SELECT count(*) FILTER (WHERE state IN ('todo', 'running')),"
-				 " count(*) FILTER (WHERE state = 'failed')"
-				 " FROM migrate.post_step WHERE job_id = $1", SPI_OK_SELECT);
-	*open = migrate_spi_int64(0, 0, 0);
-	*failed = migrate_spi_int64(0, 1, 0);
-	migrate_spi_end();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(me.cxt);
-}
-
-/*
- * The error of a key that failed, or of doubles that stayed: without it rows
- * cannot be told apart.  False when there is none.
- */
-static bool
-failed_key(char **sqlstate, char **error)
-{
-	bool		found;
-
-	StartTransactionCommand();
-	migrate_spi_begin();
-	exec_for_job("SELECT sqlstate, pg_catalog.format('%s %s%s: %s', kind, object,"
-				 "  ' of ' || relation, error)"
-				 " FROM migrate.post_step WHERE job_id = $1 AND state = 'failed'"
-				 " AND kind IN ('key', 'doubles') ORDER BY step_id LIMIT 1", SPI_OK_SELECT);
-	found = SPI_processed > 0;
-	if (found)
-	{
-		*sqlstate = MemoryContextStrdup(me.cxt, migrate_spi_text(0, 0));
-		*error = MemoryContextStrdup(me.cxt, migrate_spi_text(0, 1));
-	}
-	migrate_spi_end();
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(me.cxt);
-	return found;
-}
-
-/* In the current transaction: an alert that lists the steps that failed. */
-static void
-alert_of_failed_steps(void)
-{
-	exec_for_job("SELECT migrate._event($1, 'alert', 'steps_failed', pg_catalog.format("
-				 "  '%s of the steps after the copy %s failed: %s', count(*),"
-				 "  CASE count(*) WHEN 1 THEN 'has' ELSE 'have' END,"
-				 "  string_agg(pg_catalog.concat(p.kind, ' ', p.object,"
-				 "   ' of ' || p.relation, ' (', p.sqlstate, ')'), ', ' ORDER BY p.step_id)),"
-				 " jsonb_build_object('steps', jsonb_agg(p.step_id ORDER BY p.step_id)))"
-				 " FROM migrate.post_step p WHERE p.job_id = $1 AND p.state = 'failed'",
-				 SPI_OK_SELECT);
-}
-
-/* No step is left to run. */
-static Turn
-steps_over(bool any_failed)
-{
-	char	   *sqlstate,
-			   *error;
-
-	if (!loaders_ended(false))
-		return TURN_WAIT;
-	if (any_failed && failed_key(&sqlstate, &error))
-	{
-		fail(sqlstate, error);
-		return TURN_AGAIN;
-	}
-	migrate_fault("job-indexed");
-	StartTransactionCommand();
-	migrate_spi_begin();
-	exec_for_job("UPDATE migrate.source_table SET state = 'done'"
-				 " WHERE job_id = $1 AND state = 'copied'", SPI_OK_UPDATE);
-	if (any_failed)
-		alert_of_failed_steps();
-	migrate_spi_end();
-	migrate_set_state(me.job_id, "copied", NULL);
-	CommitTransactionCommand();
-	me.changed = true;
-	return TURN_AGAIN;
-}
-
-/* throttle_query is about the copy. */
-static void
-end_hold(void)
-{
-	migrate_shared->hold = false;
-	SpinLockAcquire(&migrate_shared->mutex);
-	migrate_shared->hold_reason[0] = migrate_shared->throttle[0] = '\0';
-	SpinLockRelease(&migrate_shared->mutex);
-}
-
-static Turn
-turn_index(MigrateJob *job)
-{
-	int64		open,
-				failed;
-	MigrateVerdict verdict;
-
-	drop_connection();
-	look_at_steps(&open, &failed);
-	if (open == 0)
-		return steps_over(failed > 0);
-	watch_progress();
-	if (migrate_trouble_verdict(job, me.last_progress, &verdict))
-	{
-		fail(verdict.sqlstate, verdict.message);
-		return TURN_AGAIN;
-	}
-	migrate_shared->stop = false;
-	end_hold();
-	migrate_loaders_start(job, me.handle);
-	if (migrate_loaders_alive() == 0)
-		return work_by_ourselves();
-	migrate_worker_phase("watch");
-	pgstat_report_activity(STATE_IDLE, psprintf("watching the steps of job %s", job->name));
-	return TURN_WAIT;
-}
-
 /* event_retention, once an hour. */
 static void
 purge(void)
@@ -660,9 +332,9 @@ purge(void)
 	me.last_purge = now;
 	StartTransactionCommand();
 	migrate_spi_begin();
-	exec_for_job("DELETE FROM migrate.event WHERE job_id = $1 AND at < pg_catalog.now()"
-				 " - pg_catalog.make_interval(secs => migrate._option($1, 'event_retention')::float8 / 1000)",
-				 SPI_OK_DELETE);
+	migrate_job_exec("DELETE FROM migrate.event WHERE job_id = $1 AND at < pg_catalog.now()"
+					 " - pg_catalog.make_interval(secs => migrate._option($1, 'event_retention')::float8 / 1000)",
+					 SPI_OK_DELETE);
 	migrate_spi_end();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(me.cxt);
@@ -672,28 +344,48 @@ purge(void)
  * turns
  * ----------------------------------------------------------------
  */
-static Turn
+static MigrateTurn
 turn_by_state(MigrateJob *job)
 {
+	bool		resync = false;
+
 	if (strcmp(job->state, "defined") == 0)
 	{
-		change_state("preparing", NULL);
+		migrate_job_change_state("preparing", NULL);
 		return TURN_AGAIN;
 	}
+	if (job->live && migrate_live_begin_turn(job, &resync))
+		return TURN_AGAIN;
+	if (resync)
+		return migrate_turn_resync(job);
 	if (strcmp(job->state, "preparing") == 0)
-		return turn_prepare(job);
+		return migrate_turn_prepare(job);
 	if (strcmp(job->state, "copying") == 0)
-		return turn_copy(job);
+		return migrate_turn_copy(job);
 	if (strcmp(job->state, "indexing") == 0)
-		return turn_index(job);
-	return turn_end(strcmp(job->state, "copied") != 0);
+		return migrate_turn_index(job);
+	if (strcmp(job->state, "catching_up") == 0)
+		return migrate_turn_catch_up(job);
+	return migrate_turn_stream(job);
 }
 
-static Turn
+/* The states that are job_state.works. */
+static bool
+state_works(const char *state)
+{
+	static const char *const states[] = {"defined", "preparing", "copying", "indexing",
+	"catching_up", "streaming"};
+
+	for (int i = 0; i < lengthof(states); i++)
+		if (strcmp(state, states[i]) == 0)
+			return true;
+	return false;
+}
+
+static MigrateTurn
 turn(void)
 {
 	MigrateJob *job;
-	bool		works;
 
 	if (!migrate_job_lock(me.job_id))
 		ereport(FATAL,
@@ -712,13 +404,14 @@ turn(void)
 	migrate_throttle_limits(job);
 	migrate_fault("job-turn");
 
-	works = strcmp(job->state, "defined") == 0 || strcmp(job->state, "preparing") == 0 ||
-		strcmp(job->state, "copying") == 0 || strcmp(job->state, "indexing") == 0;
-	if (works && strcmp(job->wanted, "cancel") == 0)
+	if (!state_works(job->state))
+		return turn_end(strcmp(job->state, "copied") != 0 &&
+						strcmp(job->state, "finished") != 0);
+	if (strcmp(job->wanted, "cancel") == 0)
 		return turn_cancel();
-	if (works && strcmp(job->wanted, "run") != 0)
-		return turn_pause();
-	if (works && GetCurrentTimestamp() < me.not_before)
+	if (strcmp(job->wanted, "run") != 0)
+		return turn_pause(job);
+	if (GetCurrentTimestamp() < me.not_before)
 	{
 		me.backed_off = true;
 		return TURN_WAIT;
@@ -765,7 +458,7 @@ note_turn_error(ErrorData *edata, const char *sqlstate)
 		me.equal_errors >= 3;
 	CommitTransactionCommand();
 	if (lasts)
-		fail(sqlstate, edata->message);
+		migrate_job_fail(sqlstate, edata->message);
 }
 
 static void
@@ -779,7 +472,7 @@ turn_failed(ErrorData *edata)
 	strlcpy(me.sqlstate, sqlstate, sizeof(me.sqlstate));
 	if (me.errors++ == 0)
 		me.error_since = GetCurrentTimestamp();
-	drop_connection();
+	migrate_job_drop_connection();
 	PG_TRY();
 	{
 		note_turn_error(edata, sqlstate);
@@ -803,11 +496,11 @@ turn_failed(ErrorData *edata)
 }
 
 /* One turn, caught. */
-static Turn
+static MigrateTurn
 guarded_turn(void)
 {
 	ErrorData  *volatile edata = NULL;
-	volatile Turn result = TURN_WAIT;
+	volatile MigrateTurn result = TURN_WAIT;
 
 	MemoryContextReset(me.cxt);
 	MemoryContextSwitchTo(me.cxt);
@@ -823,7 +516,11 @@ guarded_turn(void)
 	PG_END_TRY();
 	MemoryContextSwitchTo(me.cxt);
 	if (edata)
+	{
+		me.cancelable = false;
+		QueryCancelPending = false;
 		turn_failed(edata);
+	}
 	else if (!me.backed_off)
 		me.errors = me.equal_errors = 0;
 	if (me.changed)
@@ -859,7 +556,7 @@ void
 migrate_job_worker_main(Datum main_arg)
 {
 	MigrateJobArgs args;
-	Turn		result;
+	MigrateTurn result;
 
 	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
 	me.job_id = args.job_id;
@@ -885,7 +582,7 @@ migrate_job_worker_main(Datum main_arg)
 		if (result == TURN_WAIT)
 			nap();
 	} while (result != TURN_LEAVE);
-	drop_connection();
+	migrate_job_drop_connection();
 	migrate_loader_disconnect(me.loader);
 	proc_exit(0);
 }

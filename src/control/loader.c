@@ -146,7 +146,8 @@ report_post_step(MigrateJob *job, MigratePostStep *step)
 static bool
 copies(MigrateJob *job)
 {
-	return strcmp(job->state, "indexing") != 0;
+	return strcmp(job->state, "indexing") != 0 && strcmp(job->state, "catching_up") != 0 &&
+		strcmp(job->state, "streaming") != 0;
 }
 
 /*

@@ -20,6 +20,7 @@
 
 #include "access/xact.h"
 #include "executor/spi.h"
+#include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -240,4 +241,25 @@ bool
 migrate_job_alive(int job_id)
 {
 	return migrate_worker_alive(MIGRATE_LOCK_JOB, job_id);
+}
+
+/*
+ * migrate._await_end(job_id): sleep until the worker of the job and its apply
+ * worker have given their locks back.
+ */
+PG_FUNCTION_INFO_V1(migrate_await_end);
+PGDLLEXPORT Datum
+migrate_await_end(PG_FUNCTION_ARGS)
+{
+	static const MigrateLockKind kinds[] = {MIGRATE_LOCK_JOB, MIGRATE_LOCK_APPLY};
+
+	for (int i = 0; i < lengthof(kinds); i++)
+	{
+		LOCKTAG		tag;
+
+		locktag(&tag, kinds[i], PG_GETARG_INT32(0));
+		(void) LockAcquire(&tag, ShareLock, false, false);
+		LockRelease(&tag, ShareLock, false);
+	}
+	PG_RETURN_VOID();
 }

@@ -25,6 +25,11 @@
  *	  20, 30, 40, 50		alone (up to ACCESS EXCLUSIVE)
  *	  60 (SHARE UPDATE EXCLUSIVE)	beside others of phase 60
  *
+ * With live capture (P9) only what finds rows, and what cannot fail by their
+ * values, is built before the consistent position: keys with their doubles, and
+ * non-unique indexes.  The copy is no image of any moment, and a value that
+ * moved from one row to another may be in both; see MIGRATE_STEP_IS_EARLY.
+ *
  * Foreign keys, their validation and phase 50 lock or need other tables, too:
  * they begin when no step of an earlier phase is left in the job, and foreign
  * keys are made one at a time, for else two could lock the same two tables in
@@ -81,6 +86,8 @@
 	"  WHERE f.job_id = p.job_id AND f.target_oid = m.target_oid" \
 	"  AND s.state NOT IN ('copied', 'done')))"
 
+#define EARLY " AND (NOT $3 OR " MIGRATE_STEP_IS_EARLY ")"
+
 #define AFTER \
 	" AND (p.after = '{}' OR NOT EXISTS (SELECT FROM migrate.post_step q" \
 	"  WHERE q.step_id = ANY (p.after) AND q.state IN ('todo', 'running')))"
@@ -111,6 +118,14 @@
 	" AND (p.kind <> 'foreign key' OR NOT EXISTS" \
 	"  (SELECT FROM r WHERE r.kind = 'foreign key'))"
 
+/* P9: the job has not passed its consistent position. */
+bool
+migrate_steps_are_early(MigrateJob *job)
+{
+	return job->live && strcmp(job->state, "catching_up") != 0 &&
+		strcmp(job->state, "streaming") != 0;
+}
+
 static const char *const next_step =
 RUNNING
 "SELECT p.step_id, p.attempt + 1, coalesce(m.target_oid, p.target_oid),"
@@ -119,7 +134,7 @@ RUNNING
 " FROM migrate.post_step p LEFT JOIN migrate.mapping m ON m.mapping_id = p.mapping_id"
 " WHERE p.job_id = $1 AND p.state = 'todo'"
 " AND (p.retry_at IS NULL OR p.retry_at <= pg_catalog.clock_timestamp())"
-COPIED PHASES FREE KEYS AFTER
+COPIED EARLY PHASES FREE KEYS AFTER
 " ORDER BY p.phase, p.weight DESC, p.step_id LIMIT 1 FOR UPDATE OF p SKIP LOCKED";
 
 void
@@ -164,12 +179,12 @@ static SPIPlanPtr
 plan_query(bool keep)
 {
 	static SPIPlanPtr kept = NULL;
-	Oid			types[] = {INT4OID, BOOLOID};
+	Oid			types[] = {INT4OID, BOOLOID, BOOLOID};
 	SPIPlanPtr	plan = kept;
 
 	if (plan == NULL)
 	{
-		plan = SPI_prepare_cursor(next_step, 2, types, CURSOR_OPT_GENERIC_PLAN);
+		plan = SPI_prepare_cursor(next_step, 3, types, CURSOR_OPT_GENERIC_PLAN);
 		if (plan == NULL || (keep && SPI_keepplan(plan) != 0))
 			elog(ERROR, "SPI_prepare gave %s", SPI_result_code_string(SPI_result));
 		if (keep)
@@ -181,14 +196,16 @@ plan_query(bool keep)
 static MigratePostStep *
 find_step(MigrateJob *job, MemoryContext mcxt)
 {
-	Datum		values[2];
-	bool		copying = strcmp(job->state, "indexing") != 0;
+	Datum		values[3];
+	bool		copying = strcmp(job->state, "indexing") != 0 &&
+	strcmp(job->state, "catching_up") != 0 && strcmp(job->state, "streaming") != 0;
 	int			level = migrate_follow_index_order();
 	SPIPlanPtr	plan = plan_query(!copying);
 	int			rc;
 
 	values[0] = Int32GetDatum(job->job_id);
 	values[1] = BoolGetDatum(copying);
+	values[2] = BoolGetDatum(migrate_steps_are_early(job));
 	rc = SPI_execute_plan(plan, values, NULL, false, 0);
 	if (rc != SPI_OK_SELECT)
 		elog(ERROR, "SPI_execute_plan gave %s", SPI_result_code_string(rc));

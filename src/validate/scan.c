@@ -136,6 +136,8 @@ run_batch(ValidateEnds *ends, MigrateBatch *batch, ValidateSink *sink)
 	{
 		hand_on(ends, batch, store, sink);
 		tuplestore_end(store);
+		if (sink->batch_seen)
+			sink->batch_seen(batch, sink->arg);
 	}
 	else if (batch->nrows == 1)
 		sink->failed(batch, 0, NULL, NULL, sink->arg);

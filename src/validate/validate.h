@@ -7,6 +7,7 @@
  *	  scan.c		the rows of both sides, hashed, to a callback
  *	  compare.c		buckets, drill-down to rows, details of the differences
  *	  validate.c	the SQL function, the record of a run
+ *	  resync.c		write what differs (migrate_resync)
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -93,6 +94,8 @@ typedef struct ValidateSink
 	void		(*failed) (MigrateBatch *batch, int64 ord, char *key, char *raw,
 						   void *arg);
 	void		(*reset) (void *arg);
+	/* may be NULL: the rows of a batch of the source were all handed on */
+	void		(*batch_seen) (MigrateBatch *batch, void *arg);
 	void	   *arg;
 } ValidateSink;
 
