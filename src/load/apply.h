@@ -64,7 +64,7 @@ typedef struct MigrateApplyCounts
 } MigrateApplyCounts;
 
 /* ----------------------------------------------------------------
- * in apply.c, for the job worker, outside a transaction
+ * in control/apply_start.c, for the job worker, outside a transaction
  * ----------------------------------------------------------------
  */
 
@@ -82,8 +82,11 @@ extern void migrate_apply_ensure(MigrateJob *job, dsm_handle handle);
  */
 extern bool migrate_apply_stop(bool at_once);
 
-/* Let it look at job_stream and the options again. */
+/* Let it look at job_stream, the options and MigrateLive.hold again. */
 extern void migrate_apply_wake(void);
+
+/* When it keeps ending unexpectedly: since when, else 0. */
+extern TimestampTz migrate_apply_dying_since(void);
 
 /* ----------------------------------------------------------------
  * in apply_write.c: every mapping of one source table, compiled; lives across
