@@ -33,22 +33,6 @@ migrate_capture_alive(int stream_id)
 }
 
 extern STUB void
-migrate_apply_ensure(MigrateJob *job, dsm_handle handle)
-{
-}
-
-extern STUB bool
-migrate_apply_stop(bool at_once)
-{
-	return true;
-}
-
-extern STUB void
-migrate_apply_wake(void)
-{
-}
-
-extern STUB void
 migrate_writer_lock(int job_id)
 {
 }
@@ -57,4 +41,51 @@ extern STUB MigrateStream *
 migrate_stream_of_job(int job_id)
 {
 	return NULL;
+}
+
+extern STUB MigrateApplier *
+migrate_applier_open(MigrateJob *job, MigrateSource *src)
+{
+	elog(ERROR, "applying changes is not there yet");
+}
+
+extern STUB void
+migrate_applier_close(MigrateApplier *applier)
+{
+}
+
+extern STUB int
+migrate_applier_rank(MigrateApplier *applier)
+{
+	return 0;
+}
+
+extern STUB void
+migrate_apply_gone(MigrateApplier *applier, MigrateApplySet *set,
+				   MigrateApplyCounts *counts)
+{
+}
+
+extern STUB void
+migrate_apply_images(MigrateApplier *applier, MigrateApplySet *set,
+					 MigrateConnFn conn, void *conn_arg, MigrateApplyCounts *counts)
+{
+}
+
+extern STUB void
+migrate_apply_bag(MigrateApplier *applier, MigrateApplyBag *bag,
+				  MigrateApplyCounts *counts)
+{
+}
+
+extern STUB bool
+migrate_apply_truncate(MigrateApplier *applier, const char *leaf)
+{
+	return false;
+}
+
+extern STUB void
+migrate_apply_unreadable(MigrateApplier *applier, const char *key,
+						 const char *raw, ErrorData *edata)
+{
 }

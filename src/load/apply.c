@@ -65,6 +65,7 @@ PGDLLEXPORT void migrate_apply_main(Datum main_arg);
 #define LOCK_PATIENCE 10000
 
 static ApplyWorker worker;
+static MigrateJob current_job;	/* appliers keep a pointer to it */
 static bool session_open = false;
 
 /* a definition that the session was made from may have changed */
@@ -73,7 +74,8 @@ static bool session_stale = false;
 /* what makes us wait for the stream */
 static MigrateStreamShared *stream_shared = NULL;
 static dsm_segment *stream_segment = NULL;
-static int64 dry_seq = -1;		/* spooled_seq before the look that found nothing */
+static int64 dry_seq = -1;		/* spooled_seq before the look that found
+								 * nothing */
 
 static uint32 seen_look = 0;
 static int	errors = 0;			/* in a row */
@@ -163,7 +165,7 @@ close_session(void)
 	}
 	PG_CATCH();
 	{
-		(void) migrate_recover(worker.job_cxt);
+		FreeErrorData(migrate_recover(TopMemoryContext));
 	}
 	PG_END_TRY();
 	if (worker.conn)
@@ -186,15 +188,23 @@ load_job(ApplyWorker *w)
 {
 	Oid			type = INT4OID;
 	Datum		arg = Int32GetDatum(w->job_id);
-	MemoryContext old;
+	MemoryContext cxt = AllocSetContextCreate(TopMemoryContext, "migrate apply job",
+											  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(cxt);
+	MigrateJob *job = migrate_job_load(w->job_id);
 
-	MemoryContextReset(w->job_cxt);
-	old = MemoryContextSwitchTo(w->job_cxt);
-	w->job = migrate_job_load(w->job_id);
 	MemoryContextSwitchTo(old);
 	w->job_at = GetCurrentTimestamp();
-	if (w->job == NULL)
+	if (job == NULL)
+	{
+		MemoryContextDelete(cxt);
 		return false;
+	}
+	current_job = *job;
+	w->job = &current_job;
+	if (w->job_cxt)
+		MemoryContextDelete(w->job_cxt);
+	w->job_cxt = cxt;
 	migrate_spi_begin();
 	migrate_spi_exec("SELECT coalesce(consistent_lsn, '0/0') FROM migrate.job_stream"
 					 " WHERE job_id = $1", 1, &type, &arg, NULL, SPI_OK_SELECT);
@@ -495,7 +505,7 @@ tell_error(ApplyWorker *w, ErrorData *edata, const char *sqlstate)
 	}
 	PG_CATCH();
 	{
-		(void) migrate_recover(w->job_cxt);
+		FreeErrorData(migrate_recover(TopMemoryContext));
 	}
 	PG_END_TRY();
 }
@@ -676,8 +686,6 @@ init_worker(ApplyWorker *w, int job_id)
 {
 	w->job_id = job_id;
 	w->session = AllocSetContextCreate(TopMemoryContext, "migrate apply session",
-									   ALLOCSET_DEFAULT_SIZES);
-	w->job_cxt = AllocSetContextCreate(TopMemoryContext, "migrate apply job",
 									   ALLOCSET_DEFAULT_SIZES);
 	w->conn_cxt = AllocSetContextCreate(TopMemoryContext, "migrate apply connection",
 										ALLOCSET_DEFAULT_SIZES);

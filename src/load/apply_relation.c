@@ -673,7 +673,7 @@ truncate_source(ApplyWorker *w, ApplySource *source, List *oids)
 		ApplyLeaf  *leaf = leaf_of(source, lfirst_oid(lc));
 		ApplyRelation *rel = migrate_relation_of(w, lfirst_oid(lc));
 		char	   *name = leaf && leaf->oid == rel->oid ? leaf->relation :
-			quote_qualified_identifier(rel->remote->schema, rel->remote->name);
+		quote_qualified_identifier(rel->remote->schema, rel->remote->name);
 
 		if (!migrate_apply_truncate(source->applier, name))
 			migrate_apply_pause(w, "%s, a part of %s, was truncated on the source, and its rows cannot be told from others here;"

@@ -96,7 +96,8 @@ typedef struct ApplyLeaf
 /* how a column's text becomes a value */
 typedef struct ApplyInput
 {
-	char		fast;			/* '4' int4, '8' int8, 't' text, 0: by function */
+	char		fast;			/* '4' int4, '8' int8, 't' text, 0: by
+								 * function */
 	bool		ascii;			/* its function refuses all but ASCII */
 	Oid			ioparam;
 	int32		typmod;
@@ -135,7 +136,8 @@ typedef struct ApplyMap
 	ApplySource *source;
 	ApplyLeaf  *leaf;			/* NULL: not in the plan */
 	int		   *from;			/* by column of src: column there, or ... */
-	const char *no_key;			/* why old rows cannot be found; NULL: they can */
+	const char *no_key;			/* why old rows cannot be found; NULL: they
+								 * can */
 } ApplyMap;
 
 #define APPLY_NOT_SENT (-1)		/* generated: null here */
@@ -159,7 +161,8 @@ typedef struct ApplyRelation
 typedef struct ApplyWorker
 {
 	int			job_id;
-	MemoryContext session;		/* everything below it; made anew after an error */
+	MemoryContext session;		/* everything below it; made anew after an
+								 * error */
 
 	/* from the catalog; the job is read again every now and then */
 	MigrateJob *job;
@@ -221,8 +224,8 @@ typedef struct ApplyWorker
 	double		row_limit;		/* follows apply_latency */
 
 	/*
-	 * The job has to pause before this transaction (a change of the schema); what
-	 * comes before it is applied first.
+	 * The job has to pause before this transaction (a change of the schema);
+	 * what comes before it is applied first.
 	 */
 	XLogRecPtr	pause_lsn;		/* 0: no */
 	char	   *pause_reason;	/* in TopMemoryContext */
