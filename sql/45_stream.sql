@@ -73,3 +73,9 @@ AS $$
 $$;
 COMMENT ON FUNCTION migrate._identity_missing_sql(int) IS
 	'query for the source: relations of a job whose UPDATE and DELETE would be refused there once they are published (P16), and why';
+
+CREATE FUNCTION migrate._stream_leave(job_id int) RETURNS SETOF text
+LANGUAGE C VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'migrate_stream_leave';
+COMMENT ON FUNCTION migrate._stream_leave(int) IS
+	'take a job off its stream: the last one drops slot and publication on the source (not those that the DBA made) and the spool here, else tables that no other job reads leave the publication. Returns the statements for what could not be removed, with the reason as a notice; nothing when the job has no stream. Errors: 55006 the capture worker does not end';

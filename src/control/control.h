@@ -80,6 +80,7 @@ extern bool migrate_worker_lock(MigrateLockKind kind, int id);
 extern void migrate_worker_unlock(MigrateLockKind kind, int id);
 extern bool migrate_worker_alive(MigrateLockKind kind, int id);
 extern void migrate_transaction_lock(MigrateLockKind kind, int id);
+extern bool migrate_transaction_lock_try(MigrateLockKind kind, int id);
 
 /* the same for a job worker */
 extern bool migrate_job_lock(int job_id);

@@ -215,6 +215,16 @@ migrate_worker_alive(MigrateLockKind kind, int id)
 	return false;
 }
 
+/* Until the transaction's end; false when somebody has it. */
+bool
+migrate_transaction_lock_try(MigrateLockKind kind, int id)
+{
+	LOCKTAG		tag;
+
+	locktag(&tag, kind, id);
+	return LockAcquire(&tag, ExclusiveLock, false, true) != LOCKACQUIRE_NOT_AVAIL;
+}
+
 /* Wait for a lock of ours until the transaction's end. */
 void
 migrate_transaction_lock(MigrateLockKind kind, int id)
