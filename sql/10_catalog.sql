@@ -342,6 +342,8 @@ CREATE TABLE migrate.validation_run (
 	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
 	mapping_id	int NOT NULL REFERENCES migrate.mapping ON DELETE CASCADE,
 	level		text NOT NULL CHECK (level IN ('count', 'checksum', 'full')),
+	-- who computed the source's digests; null at level count
+	digest		text CHECK (digest IN ('here', 'source', 'extension')),
 	source_rows	bigint,
 	target_rows	bigint,
 	matched		boolean,

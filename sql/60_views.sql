@@ -195,7 +195,7 @@ COMMENT ON VIEW migrate.dead_letters IS
 'rows that could not be read, mapped or written: the error, the source row with its key (raw: where it is and its bytes, when it could not be read), attempts and state. Replay them with migrate_replay, or give them up with migrate_discard';
 
 CREATE VIEW migrate.validation WITH (security_invoker = true) AS
-	SELECT j.job, s.source, m.target, v.validation_id, v.level, v.source_rows, v.target_rows, v.matched,
+	SELECT j.job, s.source, m.target, v.validation_id, v.level, v.digest, v.source_rows, v.target_rows, v.matched,
 		   v.mismatches, v.status, v.started_at, v.duration
 	FROM migrate.validation_run v
 	JOIN migrate.mapping m USING (mapping_id)

@@ -78,6 +78,9 @@ typedef struct MigrateJob
 	int			retry_max_delay_ms;
 	int			connect_timeout_s;
 	int			lock_timeout_ms;
+	int64		validate_every_ms;	/* 0: never */
+	bool		verify_writes;
+	char	   *digest;			/* 'auto', 'here', 'source', 'extension' */
 	int64		spool_limit;
 	int64		spool_retention_ms;
 	int64		spool_retention_size;
@@ -231,6 +234,8 @@ typedef struct MigrateRange
 	char	  **key_hi;
 	/* rows of this key only, nkeys elements, NULL is null; NULL: not asked */
 	char	  **key_at;
+	/* and a condition in the source's words (transport copy); NULL: none */
+	char	   *where;
 } MigrateRange;
 
 typedef struct MigrateChunk
@@ -440,6 +445,19 @@ typedef struct MigrateMapping
 	TupleDesc	outdesc;		/* ncolumns, then nkeys key values, then ord */
 	List	   *relations;		/* OIDs of tables that the mapping reads */
 	MigrateStraight *straight;	/* NULL: it computes something */
+
+	/*
+	 * Where each source row gives one target row: the source column (from 0)
+	 * that an output column is as it is, of the same type, or -1.  NULL: rows
+	 * are filtered or become many.
+	 */
+	int		   *plain;
+
+	/*
+	 * The source column that the key map gives, before it is coerced to the
+	 * target's type, or -1.
+	 */
+	int		   *key_source;
 } MigrateMapping;
 
 extern MigrateMapping *migrate_mapping_load(int mapping_id);

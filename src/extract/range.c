@@ -410,31 +410,38 @@ append_key_at(StringInfo buf, MigrateSource *src, char **key)
 void
 migrate_append_where(StringInfo buf, MigrateSource *src, MigrateRange *range)
 {
-	bool		blocks,
-				keys;
+	const char *sep = " WHERE ";
+	bool		several;
 
 	if (range == NULL)
 		return;
 	if (range->key_at)
 	{
-		appendStringInfoString(buf, " WHERE ");
+		appendStringInfoString(buf, sep);
 		append_key_at(buf, src, range->key_at);
 		return;
 	}
-	blocks = range->block_lo > 0 || range->block_hi >= 0 ||
-		range->off_lo > 0 || range->off_hi > 0;
-	keys = range->key_lo || range->key_hi;
-	if (!blocks && !keys)
-		return;
-	appendStringInfoString(buf, " WHERE ");
-	if (blocks)
+	several = range->where != NULL;
+	if (range->where)
+	{
+		appendStringInfo(buf, "%s(%s)", sep, range->where);
+		sep = " AND ";
+	}
+	if (range->block_lo > 0 || range->block_hi >= 0 ||
+		range->off_lo > 0 || range->off_hi > 0)
+	{
+		appendStringInfoString(buf, sep);
 		append_block_range(buf, range);
-	if (blocks && keys)
-		appendStringInfoString(buf, " AND (");
-	if (keys)
+		sep = " AND ";
+		several = true;
+	}
+	if (range->key_lo || range->key_hi)
+	{
+		appendStringInfo(buf, several ? "%s(" : "%s", sep);
 		append_key_range(buf, src, range);
-	if (blocks && keys)
-		appendStringInfoChar(buf, ')');
+		if (several)
+			appendStringInfoChar(buf, ')');
+	}
 }
 
 /* SELECT <columns> FROM <leaf> [WHERE <range>] */

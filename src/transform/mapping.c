@@ -376,6 +376,44 @@ straight_column(Query *query, TargetEntry *tle)
 		strcmp(rte->eref->aliasname, "source") == 0 ? var->varattno - 1 : -1;
 }
 
+/* Does the query give one row for each row of "source", whatever is in it? */
+static bool
+is_row_for_row(MigrateMapping *map, Query *query)
+{
+	int			relations = 0;
+	ListCell   *lc;
+
+	/* the batch, "source", and the keys; no tables, functions or joins more */
+	foreach(lc, query->rtable)
+		if (lfirst_node(RangeTblEntry, lc)->rtekind != RTE_JOIN)
+		relations++;
+	return !(query->jointree->quals || relations > 2 + (map->nkeys > 0 ? 1 : 0) ||
+			 map->many || query->hasSubLinks || query->hasAggs || query->hasWindowFuncs ||
+			 query->hasTargetSRFs || query->setOperations || query->groupClause ||
+			 query->groupingSets || query->havingQual || query->distinctClause ||
+			 query->limitCount || query->limitOffset || query->cteList);
+}
+
+/*
+ * See MigrateMapping.plain and key_source.
+ */
+static void
+find_plain(MigrateMapping *map, Query *query)
+{
+	Query	   *keys = keys_of(query);
+
+	map->key_source = palloc(Max(map->nkeys, 1) * sizeof(int));
+	for (int k = 0; k < map->nkeys; k++)
+		map->key_source[k] = keys ? key_source_column(query, keys, k) : -1;
+	map->plain = NULL;
+	if (!is_row_for_row(map, query))
+		return;
+	map->plain = palloc(Max(map->ncolumns, 1) * sizeof(int));
+	for (int i = 0; i < map->ncolumns; i++)
+		map->plain[i] = straight_column(query, list_nth_node(TargetEntry,
+															 query->targetList, i));
+}
+
 /* A relation's row, as a copy. */
 static TupleDesc
 relation_desc(Oid relid)
@@ -397,18 +435,8 @@ find_straight(MigrateMapping *map, MigrateSource *src, Query *query)
 	TupleDesc	target;
 	MigrateStraight *straight = palloc0(sizeof(MigrateStraight));
 	Bitmapset  *used = NULL;
-	int			relations = 0;
-	ListCell   *lc;
 
-	/* the batch, "source", and the keys; no tables, functions or joins more */
-	foreach(lc, query->rtable)
-		if (lfirst_node(RangeTblEntry, lc)->rtekind != RTE_JOIN)
-		relations++;
-	if (query->jointree->quals || relations > 2 + (map->nkeys > 0 ? 1 : 0) ||
-		map->many || query->hasSubLinks || query->hasAggs || query->hasWindowFuncs ||
-		query->hasTargetSRFs || query->setOperations || query->groupClause ||
-		query->groupingSets || query->havingQual || query->distinctClause ||
-		query->limitCount || query->limitOffset || query->cteList)
+	if (!is_row_for_row(map, query))
 		return NULL;
 	target = relation_desc(map->target);
 	if (target->natts != src->ncolumns || map->ncolumns != target->natts)
@@ -491,6 +519,7 @@ parse_mapping(MigrateMapping *map, MigrateSource *src, const char *text,
 	if (n != map->ncolumns + map->nkeys + 1)
 		elog(ERROR, "query of mapping %d gives %d columns, not %d",
 			 map->mapping_id, n, map->ncolumns + map->nkeys + 1);
+	find_plain(map, query);
 	map->straight = find_straight(map, src, query);
 	free_parsestate(pstate);
 	return query;

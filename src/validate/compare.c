@@ -3,10 +3,10 @@
  * compare.c
  *	  Are both sides of a mapping the same set of rows, and if not, where?
  *
- * Three passes, the later ones only when there is something to find:
+ * Three passes, the later ones only when there is something to find, and only
+ * over what differs:
  *
- *	  1. Each row falls into one of N_BUCKETS buckets by the hash of its key
- *		 (of the whole row when the mapping has no key).  A bucket counts its
+ *	  1. Each row falls into a bucket by its key (plan.c).  A bucket counts its
  *		 rows and sums both halves of their hashes; sums, not XOR, since two
  *		 equal wrong rows would cancel.  Equal buckets hold equal rows.
  *	  2. The rows of the buckets that differ, as (key hash, row hash) with a
@@ -17,7 +17,11 @@
  *		 multisets, and the rows of a mapping to many as sets under their key.
  *		 The buckets are done in slices when their rows exceed
  *		 maintenance_work_mem.
- *	  3. Values of what is left over, up to VALIDATE_CAP rows.
+ *	  3. Values of what is left over in a slice, up to VALIDATE_CAP rows in all.
+ *
+ * Digests of pass 1 may be computed by queries on both sides; the passes after
+ * it always read rows, through the mapping, and hash them here.  A difference
+ * whose values are the same text is none: see row_hash.c.
  *
  * Both sides must stand still between the passes: the source transaction and
  * the statement's snapshot see to that.  With the fdw transport over a wrapper
@@ -41,8 +45,6 @@
 #include "utils/memutils.h"
 
 #include "validate.h"
-
-#define N_BUCKETS 65536
 
 /* A row's two hashes, and how many more the source has of it. */
 typedef struct DiffKey
@@ -71,13 +73,6 @@ typedef struct DiffEntry
 #define SH_DEFINE
 #include "lib/simplehash.h"
 
-typedef struct Bucket
-{
-	int64		rows;
-	uint64		lo;
-	uint64		hi;
-} Bucket;
-
 /* A row that differs, with its values as canonical text. */
 typedef struct DiffRow
 {
@@ -100,21 +95,21 @@ typedef struct Comparison
 	int64		validation_id;
 	ValidateResult *result;
 	MemoryContext mcxt;			/* of everything that is kept */
-	Bucket	   *buckets[2];		/* by side */
-	bool	   *selected;		/* pass 2: the buckets of this slice */
-	diff_hash  *diffs;			/* pass 2 */
-	diff_hash  *picked;			/* pass 3: what to keep of what differs */
+	ValidatePlan *plan;
 	List	   *groups;			/* of DiffGroup */
 	int64		n_picked;
 	List	   *failed;			/* of DiffRow: cannot be mapped or read */
 	int64		n_failed;
-} Comparison;
 
-static inline int
-bucket_of(ValidateRow *row)
-{
-	return row->key.lo % N_BUCKETS;
-}
+	/* passes 2 and 3: of the slice at hand */
+	bool	   *selected;		/* its buckets */
+	char	   *where[2];		/* by side; NULL: all rows come */
+	diff_hash  *diffs;
+	diff_hash  *picked;			/* what to keep of what differs */
+	int			first_group;
+	int			first_failed;
+	int64		failed_before;
+} Comparison;
 
 /* ----------------------------------------------------------------
  * pass 1: buckets
@@ -124,7 +119,7 @@ static void
 add_to_bucket(ValidateRow *row, void *arg)
 {
 	Comparison *cmp = arg;
-	Bucket	   *b = &cmp->buckets[row->side][bucket_of(row)];
+	ValidateBucket *b = &cmp->plan->buckets[row->side][validate_row_bucket(cmp->ends, row)];
 
 	b->rows++;
 	b->lo += row->row.lo;
@@ -166,7 +161,8 @@ reset_buckets(void *arg)
 {
 	Comparison *cmp = arg;
 
-	memset(cmp->buckets[VALIDATE_SOURCE], 0, sizeof(Bucket) * N_BUCKETS);
+	memset(cmp->plan->buckets[VALIDATE_SOURCE], 0,
+		   sizeof(ValidateBucket) * (cmp->plan->nbuckets + 1));
 	cmp->failed = NIL;
 	cmp->n_failed = 0;
 }
@@ -174,29 +170,44 @@ reset_buckets(void *arg)
 static bool
 bucket_differs(Comparison *cmp, int i)
 {
-	Bucket	   *s = &cmp->buckets[VALIDATE_SOURCE][i];
-	Bucket	   *t = &cmp->buckets[VALIDATE_TARGET][i];
+	ValidateBucket *s = &cmp->plan->buckets[VALIDATE_SOURCE][i];
+	ValidateBucket *t = &cmp->plan->buckets[VALIDATE_TARGET][i];
 
 	return s->rows != t->rows || s->lo != t->lo || s->hi != t->hi;
+}
+
+/* Fill the buckets, by queries where the plan says so. */
+static void
+fill_buckets(Comparison *cmp)
+{
+	ValidateSink sink = {.row = add_to_bucket,.failed = note_failed,
+	.reset = reset_buckets,.arg = cmp};
+
+	if (cmp->plan->digest != DIGEST_HERE)
+	{
+		validate_both_digests(cmp->ends);
+		return;
+	}
+	validate_scan_source(cmp->ends, &sink, NULL);
+	if (cmp->plan->row[VALIDATE_TARGET])
+		validate_target_digest(cmp->ends);
+	else
+		validate_scan_target(cmp->ends, &sink, NULL);
 }
 
 /* Fill the buckets and count the rows; true when something differs. */
 static bool
 compare_buckets(Comparison *cmp)
 {
-	ValidateSink sink = {.row = add_to_bucket,.failed = note_failed,
-	.reset = reset_buckets,.arg = cmp};
 	bool		differ = false;
 
-	for (int side = 0; side < 2; side++)
-		cmp->buckets[side] = palloc0(sizeof(Bucket) * N_BUCKETS);
-	validate_scan_source(cmp->ends, &sink);
-	validate_scan_target(cmp->ends, &sink);
+	fill_buckets(cmp);
+	/* rows that failed are in no bucket, unless the source counted them */
 	cmp->result->source_rows = cmp->n_failed;
-	for (int i = 0; i < N_BUCKETS; i++)
+	for (int i = 0; i <= cmp->plan->nbuckets; i++)
 	{
-		cmp->result->source_rows += cmp->buckets[VALIDATE_SOURCE][i].rows;
-		cmp->result->target_rows += cmp->buckets[VALIDATE_TARGET][i].rows;
+		cmp->result->source_rows += cmp->plan->buckets[VALIDATE_SOURCE][i].rows;
+		cmp->result->target_rows += cmp->plan->buckets[VALIDATE_TARGET][i].rows;
 		differ = differ || bucket_differs(cmp, i);
 	}
 	return differ;
@@ -214,7 +225,7 @@ count_row(ValidateRow *row, void *arg)
 	DiffEntry  *entry;
 	bool		found;
 
-	if (!cmp->selected[bucket_of(row)])
+	if (!cmp->where[row->side] && !cmp->selected[validate_row_bucket(cmp->ends, row)])
 		return;
 	entry = diff_insert(cmp->diffs, id, &found);
 	if (!found)
@@ -231,7 +242,11 @@ count_row(ValidateRow *row, void *arg)
 static void
 reset_diffs(void *arg)
 {
-	diff_reset(((Comparison *) arg)->diffs);
+	Comparison *cmp = arg;
+
+	diff_reset(cmp->diffs);
+	cmp->failed = list_truncate(cmp->failed, cmp->first_failed);
+	cmp->n_failed = cmp->failed_before;
 }
 
 /*
@@ -246,15 +261,15 @@ select_slice(Comparison *cmp, int *next)
 	int64		rows = 0;
 	bool		any = false;
 
-	memset(cmp->selected, 0, sizeof(bool) * N_BUCKETS);
-	for (; *next < N_BUCKETS; (*next)++)
+	memset(cmp->selected, 0, sizeof(bool) * (cmp->plan->nbuckets + 1));
+	for (; *next <= cmp->plan->nbuckets; (*next)++)
 	{
 		int64		n;
 
 		if (!bucket_differs(cmp, *next))
 			continue;
-		n = cmp->buckets[VALIDATE_SOURCE][*next].rows +
-			cmp->buckets[VALIDATE_TARGET][*next].rows;
+		n = cmp->plan->buckets[VALIDATE_SOURCE][*next].rows +
+			cmp->plan->buckets[VALIDATE_TARGET][*next].rows;
 		if (any && rows + n > limit)
 			break;
 		rows += n;
@@ -347,33 +362,22 @@ classify_slice(Comparison *cmp)
 	pfree(entries);
 }
 
-/*
- * Drill down, a slice of buckets at a time.  Stops when enough was found to be
- * kept: then there may be more mismatches than were counted.
- */
+/* Pass 2 over the slice. */
 static void
-compare_rows(Comparison *cmp)
+find_rows(Comparison *cmp)
 {
-	ValidateSink sink = {.row = count_row,.failed = ignore_failed,
-	.reset = reset_diffs,.arg = cmp};
-	int			next = 0;
+	ValidateSink sink = {.row = count_row,.reset = reset_diffs,.arg = cmp};
 
-	cmp->selected = palloc(sizeof(bool) * N_BUCKETS);
-	cmp->diffs = diff_create(cmp->mcxt, 1024, NULL);
-	cmp->picked = diff_create(cmp->mcxt, 1024, NULL);
-	while (select_slice(cmp, &next))
-	{
-		if (cmp->n_picked >= VALIDATE_CAP)
-		{
-			cmp->result->at_least = true;
-			break;
-		}
-		diff_reset(cmp->diffs);
-		validate_scan_source(cmp->ends, &sink);
-		validate_scan_target(cmp->ends, &sink);
-		classify_slice(cmp);
-	}
-	diff_destroy(cmp->diffs);
+	/* pass 1 has noted them, if the rows came here */
+	sink.failed = cmp->plan->digest == DIGEST_HERE ? ignore_failed : note_failed;
+	cmp->first_failed = list_length(cmp->failed);
+	cmp->failed_before = cmp->n_failed;
+	diff_reset(cmp->diffs);
+	validate_scan_source(cmp->ends, &sink, cmp->where[VALIDATE_SOURCE]);
+	validate_scan_target(cmp->ends, &sink, cmp->where[VALIDATE_TARGET]);
+	cmp->first_group = list_length(cmp->groups);
+	diff_reset(cmp->picked);
+	classify_slice(cmp);
 }
 
 /* ----------------------------------------------------------------
@@ -413,14 +417,13 @@ reset_kept(void *arg)
 	Comparison *cmp = arg;
 	DiffEntry  *pick;
 	diff_iterator it;
-	ListCell   *lc;
 
 	diff_start_iterate(cmp->picked, &it);
 	while ((pick = diff_iterate(cmp->picked, &it)) != NULL)
 		if (pick->delta > 0)
 			pick->wanted = Min(pick->delta, VALIDATE_CAP);
-	foreach(lc, cmp->groups)
-		((DiffGroup *) lfirst(lc))->rows[VALIDATE_SOURCE] = NIL;
+	for (int i = cmp->first_group; i < list_length(cmp->groups); i++)
+		((DiffGroup *) list_nth(cmp->groups, i))->rows[VALIDATE_SOURCE] = NIL;
 }
 
 static void
@@ -429,10 +432,37 @@ fetch_details(Comparison *cmp)
 	ValidateSink sink = {.row = keep_row,.failed = ignore_failed,
 	.reset = reset_kept,.arg = cmp};
 
-	if (cmp->n_picked == 0)
+	if (cmp->picked->members == 0)
 		return;
-	validate_scan_source(cmp->ends, &sink);
-	validate_scan_target(cmp->ends, &sink);
+	validate_scan_source(cmp->ends, &sink, cmp->where[VALIDATE_SOURCE]);
+	validate_scan_target(cmp->ends, &sink, cmp->where[VALIDATE_TARGET]);
+}
+
+/*
+ * Drill down, a slice of buckets at a time.  Stops when enough was found to be
+ * kept: then there may be more mismatches than were counted.
+ */
+static void
+compare_rows(Comparison *cmp)
+{
+	int			next = 0;
+
+	cmp->selected = palloc(sizeof(bool) * (cmp->plan->nbuckets + 1));
+	cmp->diffs = diff_create(cmp->mcxt, 1024, NULL);
+	cmp->picked = diff_create(cmp->mcxt, 1024, NULL);
+	while (select_slice(cmp, &next))
+	{
+		if (cmp->n_picked >= VALIDATE_CAP)
+		{
+			cmp->result->at_least = true;
+			break;
+		}
+		for (int side = 0; side < 2; side++)
+			cmp->where[side] = validate_buckets_where(cmp->ends, side, cmp->selected);
+		find_rows(cmp);
+		fetch_details(cmp);
+	}
+	diff_destroy(cmp->diffs);
 }
 
 /* ----------------------------------------------------------------
@@ -545,13 +575,52 @@ record_difference(Comparison *cmp, const char *kind, DiffRow *source,
 	SPI_freetuptable(SPI_tuptable);
 }
 
+static bool
+same_texts(ValidateShape *shape, DiffRow *a, DiffRow *b)
+{
+	for (int i = 0; i < shape->ncolumns; i++)
+	{
+		char	   *x = a->texts[i];
+		char	   *y = b->texts[i];
+
+		if (x != y && !(x && y && strcmp(x, y) == 0))
+			return false;
+	}
+	return true;
+}
+
+/* Rows under one key that are the same text on both sides do not differ. */
+static void
+drop_same(Comparison *cmp, DiffGroup *group)
+{
+	ValidateShape *shape = cmp->ends->shape;
+	ListCell   *s,
+			   *t;
+
+	foreach(s, group->rows[VALIDATE_SOURCE])
+	{
+		foreach(t, group->rows[VALIDATE_TARGET])
+		{
+			if (!same_texts(shape, lfirst(s), lfirst(t)))
+				continue;
+			group->rows[VALIDATE_SOURCE] = foreach_delete_current(group->rows[VALIDATE_SOURCE], s);
+			group->rows[VALIDATE_TARGET] = foreach_delete_current(group->rows[VALIDATE_TARGET], t);
+			cmp->result->mismatches--;
+			break;
+		}
+	}
+}
+
 /* Pair up what is left over under one key. */
 static void
 record_group(Comparison *cmp, DiffGroup *group)
 {
-	int			n_source = list_length(group->rows[VALIDATE_SOURCE]);
-	int			n_target = list_length(group->rows[VALIDATE_TARGET]);
+	int			n_source,
+				n_target;
 
+	drop_same(cmp, group);
+	n_source = list_length(group->rows[VALIDATE_SOURCE]);
+	n_target = list_length(group->rows[VALIDATE_TARGET]);
 	for (int i = 0; i < Max(n_source, n_target); i++)
 	{
 		DiffRow    *source = NULL;
@@ -604,11 +673,11 @@ validate_compare(ValidateEnds *ends, ValidateLevel level, int64 validation_id,
 									 ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(cmp.mcxt);
 	memset(result, 0, sizeof(*result));
+	validate_plan(ends, level);
+	cmp.plan = ends->plan;
+	result->digest = validate_digest_names[cmp.plan->digest];
 	if (compare_buckets(&cmp))
-	{
 		compare_rows(&cmp);
-		fetch_details(&cmp);
-	}
 	result->mismatches += cmp.n_failed;
 	if (cmp.failed || cmp.groups)
 		record_all(&cmp);

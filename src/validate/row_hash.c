@@ -10,13 +10,16 @@
  * chance, not malice, is what it withstands).
  *
  * A value is its text as the type's output function gives it under pinned
- * settings.  Where a type's inner bytes and its text determine each other
- * (integers, dates, timestamps, text, bytea, uuid) the bytes are taken, which
+ * settings.  Where a type's inner bytes determine its text (integers, dates,
+ * timestamps, text, bytea, uuid, numeric, jsonb) the bytes are taken, which
  * is several times faster.  So 1.0 and 1.00 differ, a float is compared to its
- * last bit, and no collation has a say.
+ * last bit, and no collation has a say.  The bytes of a numeric or jsonb may,
+ * of values that a very old server wrote, differ where the texts do not: a
+ * difference is one only when the texts differ, too (compare.c).
  *
- * Runs in the backend that validates; the state is in ValidateShape.  Nothing
- * here is kept, so a crash leaves nothing behind.
+ * Runs in the backend that validates and in its parallel workers; the state is
+ * in ValidateShape, or in the call of an SQL function (digest.c).  Nothing here
+ * is kept, so a crash leaves nothing behind.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -33,7 +36,6 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/uuid.h"
 
 #include "validate.h"
 
@@ -75,7 +77,7 @@ validate_unpin_settings(int nestlevel)
 
 /*
  * How values of a type are hashed.  The text of a type listed here is a
- * function of the bytes, and the bytes of the text.
+ * function of the bytes.
  */
 static ValidateForm
 form_of_type(Oid type)
@@ -91,18 +93,47 @@ form_of_type(Oid type)
 		case TIMEOID:
 		case TIMESTAMPOID:
 		case TIMESTAMPTZOID:
+		case REGPROCOID:
+		case REGPROCEDUREOID:
+		case REGOPEROID:
+		case REGOPERATOROID:
+		case REGCLASSOID:
+		case REGCOLLATIONOID:
+		case REGTYPEOID:
+		case REGROLEOID:
+		case REGNAMESPACEOID:
+		case REGCONFIGOID:
+		case REGDICTIONARYOID:
 			return FORM_INTEGER;
 		case TEXTOID:
 		case VARCHAROID:
 		case BPCHAROID:
 		case BYTEAOID:
 		case JSONOID:
+		case NUMERICOID:
+		case JSONBOID:
 			return FORM_BYTES;
 		case UUIDOID:
-			return FORM_UUID;
+		case INTERVALOID:
+		case TIMETZOID:
+			return FORM_FIXED;
 		default:
 			return FORM_TEXT;
 	}
+}
+
+/* How values of a type become bytes, and what that takes. */
+void
+validate_value_form(ValidateValue *v, Oid type)
+{
+	Oid			out;
+	bool		varlena;
+	Oid			base = getBaseType(type);
+
+	getTypeOutputInfo(type, &out, &varlena);
+	fmgr_info(out, &v->out);
+	v->form = form_of_type(base);
+	v->length = get_typlen(base);
 }
 
 /* Describe one column; source_att is its number in the mapping's output. */
@@ -127,19 +158,13 @@ shape_column(ValidateColumn *col, MigrateMapping *map, const char *name,
 	col->type[VALIDATE_TARGET] = get_atttype(map->target, attnum);
 	for (int side = 0; side < 2; side++)
 	{
-		Oid			out;
-		bool		varlena;
-
-		getTypeOutputInfo(col->type[side], &out, &varlena);
-		fmgr_info(out, &col->out[side]);
+		validate_value_form(&col->value[side], col->type[side]);
 		base[side] = getBaseType(col->type[side]);
 	}
 	/* a key expression may have another type than the column: then as text */
-	if (base[0] == base[1])
-		col->form = form_of_type(base[0]);
-	else
-		col->form = FORM_TEXT;
-	col->length = get_typlen(base[0]);
+	col->as_text = base[0] != base[1];
+	if (col->as_text)
+		col->value[0].form = col->value[1].form = FORM_TEXT;
 }
 
 /*
@@ -180,8 +205,8 @@ validate_shape(MigrateMapping *map)
 	return shape;
 }
 
-static ValidateHash
-hash_bytes(const char *data, size_t len)
+ValidateHash
+validate_hash_bytes(const char *data, size_t len)
 {
 	XXH128_hash_t h = XXH3_128bits(data, len);
 
@@ -201,7 +226,7 @@ append_bytes(StringInfo buf, const char *data, uint32 len)
 	appendBinaryStringInfo(buf, (const char *) &len, sizeof(len));
 	if (len > LONG_VALUE)
 	{
-		ValidateHash h = hash_bytes(data, len);
+		ValidateHash h = validate_hash_bytes(data, len);
 
 		appendBinaryStringInfo(buf, (const char *) &h, sizeof(h));
 	}
@@ -209,41 +234,54 @@ append_bytes(StringInfo buf, const char *data, uint32 len)
 		appendBinaryStringInfo(buf, data, len);
 }
 
-/* Append a value that is not null; garbage goes to the current context. */
-static void
-append_value(StringInfo buf, ValidateColumn *col, ValidateSide side, Datum value)
+static int64
+integer_value(Datum value, int16 length)
 {
-	switch (col->form)
+	switch (length)
+	{
+		case 1:
+			return DatumGetBool(value) ? 1 : 0;
+		case 2:
+			return DatumGetInt16(value);
+		case 4:
+			return DatumGetInt32(value);
+		default:
+			return DatumGetInt64(value);
+	}
+}
+
+/*
+ * Append a column's value with its mark; garbage goes to the current context.
+ * Where text is involved the settings must be pinned.
+ */
+void
+validate_append_value(StringInfo buf, ValidateValue *v, Datum value, bool isnull)
+{
+	appendStringInfoCharMacro(buf, isnull ? 0 : 1);
+	if (isnull)
+		return;
+	switch (v->form)
 	{
 		case FORM_INTEGER:
 			{
-				int64		n;
+				int64		n = integer_value(value, v->length);
 
-				if (col->length == 1)
-					n = DatumGetBool(value) ? 1 : 0;
-				else if (col->length == 2)
-					n = DatumGetInt16(value);
-				else if (col->length == 4)
-					n = DatumGetInt32(value);
-				else
-					n = DatumGetInt64(value);
 				appendBinaryStringInfo(buf, (const char *) &n, sizeof(n));
 				break;
 			}
 		case FORM_BYTES:
 			{
-				struct varlena *v = PG_DETOAST_DATUM_PACKED(value);
+				struct varlena *bytes = PG_DETOAST_DATUM_PACKED(value);
 
-				append_bytes(buf, VARDATA_ANY(v), VARSIZE_ANY_EXHDR(v));
+				append_bytes(buf, VARDATA_ANY(bytes), VARSIZE_ANY_EXHDR(bytes));
 				break;
 			}
-		case FORM_UUID:
-			appendBinaryStringInfo(buf, (const char *) DatumGetUUIDP(value),
-								   UUID_LEN);
+		case FORM_FIXED:
+			appendBinaryStringInfo(buf, DatumGetPointer(value), v->length);
 			break;
 		case FORM_TEXT:
 			{
-				char	   *s = OutputFunctionCall(&col->out[side], value);
+				char	   *s = OutputFunctionCall(&v->out, value);
 
 				append_bytes(buf, s, strlen(s));
 				break;
@@ -268,12 +306,10 @@ validate_hash(ValidateShape *shape, ValidateRow *row)
 		Datum		value = slot_getattr(row->slot, col->attno[row->side], &isnull);
 
 		shape->offsets[i] = buf->len;
-		appendStringInfoCharMacro(buf, isnull ? 0 : 1);
-		if (!isnull)
-			append_value(buf, col, row->side, value);
+		validate_append_value(buf, &col->value[row->side], value, isnull);
 	}
 	shape->offsets[shape->ncolumns] = buf->len;
-	row->row = hash_bytes(buf->data, buf->len);
+	row->row = validate_hash_bytes(buf->data, buf->len);
 	if (shape->nkeys == 0)
 		row->key = row->row;
 	else
@@ -286,7 +322,7 @@ validate_hash(ValidateShape *shape, ValidateRow *row)
 			appendBinaryStringInfo(&shape->key, buf->data + shape->offsets[i],
 								   shape->offsets[i + 1] - shape->offsets[i]);
 		}
-		row->key = hash_bytes(shape->key.data, shape->key.len);
+		row->key = validate_hash_bytes(shape->key.data, shape->key.len);
 	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(shape->tmp);
@@ -301,5 +337,5 @@ validate_column_text(ValidateShape *shape, ValidateSide side,
 	bool		isnull;
 	Datum		value = slot_getattr(slot, col->attno[side], &isnull);
 
-	return isnull ? NULL : OutputFunctionCall(&col->out[side], value);
+	return isnull ? NULL : OutputFunctionCall(&col->value[side].out, value);
 }

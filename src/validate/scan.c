@@ -345,12 +345,13 @@ copied_ranges(ValidateEnds *ends)
 
 /* Rows of the source table, by its own count, in the same snapshot. */
 static int64
-remote_count(ValidateEnds *ends)
+remote_count(ValidateEnds *ends, const char *where)
 {
-	char	   *sql = psprintf("SELECT count(*) FROM %s%s",
+	char	   *sql = psprintf("SELECT count(*) FROM %s%s%s%s",
 							   ends->src->only_parent ? "ONLY " : "",
 							   quote_qualified_identifier(ends->src->remote_schema,
-														  ends->src->remote_table));
+														  ends->src->remote_table),
+							   where ? " WHERE " : "", where ? where : "");
 
 	return pg_strtoint64(migrate_exec_value(ends->conn, sql));
 }
@@ -361,7 +362,7 @@ remote_count(ValidateEnds *ends)
  * comparison of all.
  */
 static void
-scan_carefully(ValidateEnds *ends, ValidateSink *sink)
+scan_carefully(ValidateEnds *ends, ValidateSink *sink, const char *where)
 {
 	List	   *ranges = copied_ranges(ends);
 	ListCell   *lc;
@@ -375,10 +376,15 @@ scan_carefully(ValidateEnds *ends, ValidateSink *sink)
 				 errhint("Copy the table first: its dead letters then say which.")));
 	ends->seen = 0;
 	foreach(lc, ranges)
-		scan_range_carefully(ends, (MigrateRange *) lfirst(lc), sink);
+	{
+		MigrateRange *range = lfirst(lc);
+
+		range->where = unconstify(char *, where);
+		scan_range_carefully(ends, range, sink);
+	}
 	if (ends->conn == NULL)
 		return;
-	count = remote_count(ends);
+	count = remote_count(ends, where);
 	if (count != ends->seen)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -389,11 +395,12 @@ scan_carefully(ValidateEnds *ends, ValidateSink *sink)
 }
 
 /*
- * Every source row, mapped, to the sink.
+ * Every source row, mapped, to the sink; or those that a condition names.
  */
 void
-validate_scan_source(ValidateEnds *ends, ValidateSink *sink)
+validate_scan_source(ValidateEnds *ends, ValidateSink *sink, const char *where)
 {
+	MigrateRange some = {.block_lo = -1,.block_hi = -1,.where = unconstify(char *, where)};
 	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext,
 											   "migrate source scan",
 											   ALLOCSET_DEFAULT_SIZES);
@@ -402,7 +409,7 @@ validate_scan_source(ValidateEnds *ends, ValidateSink *sink)
 	if (!ends->careful)
 	{
 		MigrateBatch *batch = migrate_batch_create(ends->src);
-		bool		done = try_read_range(ends, NULL, batch, false, sink);
+		bool		done = try_read_range(ends, where ? &some : NULL, batch, false, sink);
 
 		migrate_batch_free(batch);
 		if (done)
@@ -415,7 +422,7 @@ validate_scan_source(ValidateEnds *ends, ValidateSink *sink)
 		sink->reset(sink->arg);
 	}
 
-	scan_carefully(ends, sink);
+	scan_carefully(ends, sink, where);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(mcxt);
 }
@@ -425,60 +432,90 @@ validate_scan_source(ValidateEnds *ends, ValidateSink *sink)
  * ----------------------------------------------------------------
  */
 
-/* FROM [ONLY] target [WHERE owns] */
-static void
-append_from_target(StringInfo sql, ValidateEnds *ends)
+/* FROM [ONLY] target [WHERE owns AND where] */
+char *
+validate_from_target(ValidateEnds *ends, const char *where)
 {
-	appendStringInfo(sql, " FROM %s",
+	StringInfoData sql;
+	const char *sep = " WHERE ";
+
+	initStringInfo(&sql);
+	appendStringInfo(&sql, " FROM %s",
 					 migrate_target_name(ends->map->target, ends->src->only_parent));
 	if (ends->map->owns)
-		appendStringInfo(sql, " WHERE (%s)", ends->map->owns);
+	{
+		appendStringInfo(&sql, "%s(%s\n)", sep, ends->map->owns);
+		sep = " AND ";
+	}
+	if (where)
+		appendStringInfo(&sql, "%s(%s)", sep, where);
+	return sql.data;
 }
 
-/*
- * Plan a query on the target; "owns" is read under the mapping's search_path.
- * Row security is off (only here, since our own tables live by it): an error
- * instead of missing rows.
- */
-static SPIPlanPtr
-prepare_on_target(MigrateMapping *map, const char *sql)
+static void
+set_here(const char *name, const char *value)
 {
-	int			nestlevel = NewGUCNestLevel();
-	SPIPlanPtr	plan;
-
-	(void) set_config_option("search_path", map->search_path, PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	(void) set_config_option("row_security", "off", PGC_USERSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	plan = SPI_prepare(sql, 0, NULL);
-	if (plan == NULL)
-		elog(ERROR, "SPI_prepare failed: %s: %s",
-			 SPI_result_code_string(SPI_result), sql);
-	AtEOXact_GUC(true, nestlevel);
-	return plan;
+	(void) set_config_option(name, value, PGC_USERSET, PGC_S_SESSION, GUC_ACTION_SAVE,
+							 true, 0, false);
 }
 
 /*
- * Every target row that the mapping owns to the sink.
+ * Settings of a query on the target, until validate_unpin_settings(): "owns"
+ * is read under the mapping's search_path.  Row security is off (only here,
+ * since our own tables live by it): an error instead of missing rows.
  */
-void
-validate_scan_target(ValidateEnds *ends, ValidateSink *sink)
+int
+validate_query_settings(ValidateEnds *ends)
+{
+	int			level = validate_pin_settings();
+
+	if (ends->map->owns)
+		set_here("search_path", ends->map->search_path);
+	set_here("row_security", "off");
+	set_here("jit", "off");
+	set_here("work_mem", "32MB");
+	set_here("max_parallel_workers_per_gather", psprintf("%d", ends->job->workers - 1));
+	return level;
+}
+
+/* A cursor over rows of the target: the shape's columns. */
+static Portal
+open_target(ValidateEnds *ends, const char *where)
 {
 	ValidateShape *shape = ends->shape;
 	StringInfoData sql;
 	SPIPlanPtr	plan;
 	Portal		portal;
-	TupleTableSlot *slot;
+	int			level = validate_query_settings(ends);
 
-	SPI_connect();
 	initStringInfo(&sql);
 	appendStringInfoString(&sql, "SELECT");
 	for (int i = 0; i < shape->ncolumns; i++)
 		appendStringInfo(&sql, "%s %s", i > 0 ? "," : "",
 						 quote_identifier(shape->columns[i].name));
-	append_from_target(&sql, ends);
-	plan = prepare_on_target(ends->map, sql.data);
+	appendStringInfoString(&sql, validate_from_target(ends, where));
+	plan = SPI_prepare(sql.data, 0, NULL);
+	if (plan == NULL)
+		elog(ERROR, "SPI_prepare failed: %s: %s",
+			 SPI_result_code_string(SPI_result), sql.data);
 	portal = SPI_cursor_open(NULL, plan, NULL, NULL, true);
+	validate_unpin_settings(level);
+	return portal;
+}
+
+/*
+ * Every target row that the mapping owns to the sink; or those of them that a
+ * condition names.
+ */
+void
+validate_scan_target(ValidateEnds *ends, ValidateSink *sink, const char *where)
+{
+	ValidateShape *shape = ends->shape;
+	Portal		portal;
+	TupleTableSlot *slot;
+
+	SPI_connect();
+	portal = open_target(ends, where);
 	slot = MakeSingleTupleTableSlot(portal->tupDesc, &TTSOpsHeapTuple);
 
 	for (;;)
@@ -517,18 +554,15 @@ validate_scan_target(ValidateEnds *ends, ValidateSink *sink)
 int64
 validate_count_target(ValidateEnds *ends)
 {
-	StringInfoData sql;
-	SPIPlanPtr	plan;
+	int			level;
 	int64		n;
 
 	SPI_connect();
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT count(*)");
-	append_from_target(&sql, ends);
-	plan = prepare_on_target(ends->map, sql.data);
-	if (SPI_execute_plan(plan, NULL, NULL, true, 0) != SPI_OK_SELECT)
+	level = validate_query_settings(ends);
+	if (SPI_execute(psprintf("SELECT count(*)%s", validate_from_target(ends, NULL)), true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "counting target rows failed");
 	n = migrate_spi_int64(0, 0, 0);
+	validate_unpin_settings(level);
 	SPI_finish();
 	return n;
 }
@@ -562,13 +596,13 @@ validate_count_source(ValidateEnds *ends)
 
 	if (!ends->map->filtered && !ends->map->many && ends->map->kind != 'f' &&
 		ends->conn)
-		n = remote_count(ends);
+		n = remote_count(ends, NULL);
 	else
 	{
 		ValidateSink sink = {.row = count_row,.failed = count_failed,
 		.reset = count_reset,.arg = &n};
 
-		validate_scan_source(ends, &sink);
+		validate_scan_source(ends, &sink, NULL);
 	}
 	return n;
 }

@@ -163,20 +163,21 @@ end_run(MigrateJob *job, Task *task, ValidateLevel level, int64 id,
 {
 	char	   *status = describe(task, level, r);
 	bool		matched = r->mismatches == 0;
-	Oid			types[] = {INT8OID, INT8OID, INT8OID, BOOLOID, INT8OID, TEXTOID};
+	Oid			types[] = {INT8OID, INT8OID, INT8OID, BOOLOID, INT8OID, TEXTOID, TEXTOID};
 	Datum		values[] = {Int64GetDatum(id), Int64GetDatum(r->source_rows),
 		Int64GetDatum(r->target_rows), BoolGetDatum(matched),
-	Int64GetDatum(r->mismatches), CStringGetTextDatum(status)};
+		Int64GetDatum(r->mismatches), CStringGetTextDatum(status),
+	r->digest ? CStringGetTextDatum(r->digest) : (Datum) 0};
 	Datum		result[8];
 	bool		nulls[8] = {0};
 	bool		isnull;
 
 	SPI_connect();
 	migrate_spi_exec("UPDATE migrate.validation_run SET source_rows = $2, target_rows = $3,"
-					 " matched = $4, mismatches = $5, status = $6,"
+					 " matched = $4, mismatches = $5, status = $6, digest = $7,"
 					 " duration = clock_timestamp() - started_at"
 					 " WHERE validation_id = $1 RETURNING duration",
-					 6, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+					 7, types, values, r->digest ? "       " : "      n", SPI_OK_UPDATE_RETURNING);
 	result[0] = CStringGetTextDatum(task->target);
 	result[1] = CStringGetTextDatum(level_names[level]);
 	result[2] = values[1];

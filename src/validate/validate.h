@@ -4,6 +4,8 @@
  *	  What the parts of the comparison share.
  *
  *	  row_hash.c	a row's canonical form, its hash, the pinned settings
+ *	  digest.c		the same as SQL functions
+ *	  plan.c		who computes digests, what the buckets are; digests by query
  *	  scan.c		the rows of both sides, hashed, to a callback
  *	  compare.c		buckets, drill-down to rows, details of the differences
  *	  validate.c	the SQL function, the record of a run
@@ -37,23 +39,50 @@ typedef struct ValidateHash
 	uint64		hi;
 } ValidateHash;
 
-/* How a column's value becomes bytes; see row_hash.c. */
+#define VALIDATE_MAX_BUCKETS 65536
+
+/* Rows of a bucket: how many, and the sums of the halves of their hashes. */
+typedef struct ValidateBucket
+{
+	int64		rows;
+	uint64		lo;
+	uint64		hi;
+} ValidateBucket;
+
+/* The bucket of a key that is not null, see digest.c. */
+static inline int
+validate_bucket_of(int64 key, int64 lo, int shift, int nbuckets)
+{
+	int64		n = key >> shift;
+
+	if (n < lo)
+		return 0;
+	return (uint64) n - (uint64) lo < (uint64) nbuckets ? (int) (n - lo) : nbuckets - 1;
+}
+
+/* How a value becomes bytes; see row_hash.c. */
 typedef enum ValidateForm
 {
 	FORM_INTEGER,				/* passed by value, widened to 8 bytes */
-	FORM_BYTES,					/* varlena whose bytes are its text */
-	FORM_UUID,
+	FORM_BYTES,					/* varlena whose bytes determine its text */
+	FORM_FIXED,					/* "length" bytes, by reference */
 	FORM_TEXT					/* the type's output function */
 } ValidateForm;
+
+typedef struct ValidateValue
+{
+	ValidateForm form;
+	int16		length;			/* typlen */
+	FmgrInfo	out;
+} ValidateValue;
 
 typedef struct ValidateColumn
 {
 	char	   *name;			/* in the target */
-	ValidateForm form;
-	int16		length;			/* typlen, for FORM_INTEGER */
 	Oid			type[2];		/* by side */
 	int			attno[2];		/* in the slots of each side, from 1 */
-	FmgrInfo	out[2];
+	ValidateValue value[2];
+	bool		as_text;		/* the types of both sides are not the same */
 } ValidateColumn;
 
 /*
@@ -99,6 +128,34 @@ typedef struct ValidateSink
 	void	   *arg;
 } ValidateSink;
 
+typedef enum ValidateDigest
+{
+	DIGEST_HERE,
+	DIGEST_SOURCE,
+	DIGEST_EXTENSION
+} ValidateDigest;
+
+/* How a mapping is compared, see plan.c. */
+typedef struct ValidatePlan
+{
+	ValidateDigest digest;
+	int			nbuckets;		/* and one more for null keys */
+	ValidateBucket *buckets[2]; /* by side, nbuckets + 1 */
+
+	/*
+	 * By side, in SQL: the number that the bucket is made from (an int8), and
+	 * what the digest is made from.  NULL: only C can tell.
+	 */
+	char	   *key[2];
+	char	   *row[2];
+
+	/* ranges of an integer key; else the key's hash is its bucket */
+	bool		ranges;
+	const char *range_column[2];
+	int64		lo;
+	int			shift;
+} ValidatePlan;
+
 /* Both ends of one mapping. */
 typedef struct ValidateEnds
 {
@@ -107,6 +164,7 @@ typedef struct ValidateEnds
 	MigrateSource *src;
 	MigrateConn *conn;			/* NULL for transport fdw */
 	ValidateShape *shape;
+	ValidatePlan *plan;
 	bool		careful;		/* read chunk by chunk: some rows cannot be */
 	int64		seen;			/* rows met in the careful way */
 } ValidateEnds;
@@ -126,19 +184,41 @@ typedef struct ValidateResult
 	int64		kept;			/* rows in migrate.difference */
 	int64		explained;		/* of them, by an open dead letter */
 	bool		at_least;		/* there may be more mismatches */
+	const char *digest;			/* NULL: rows were only counted */
 } ValidateResult;
 
 /* row_hash.c */
 extern ValidateShape *validate_shape(MigrateMapping *map);
+extern void validate_value_form(ValidateValue *v, Oid type);
+extern ValidateHash validate_hash_bytes(const char *data, size_t len);
+extern void validate_append_value(StringInfo buf, ValidateValue *v, Datum value,
+								  bool isnull);
 extern void validate_hash(ValidateShape *shape, ValidateRow *row);
 extern char *validate_column_text(ValidateShape *shape, ValidateSide side,
 								  TupleTableSlot *slot, int column);
 extern int	validate_pin_settings(void);
 extern void validate_unpin_settings(int nestlevel);
 
-/* scan.c */
-extern void validate_scan_source(ValidateEnds *ends, ValidateSink *sink);
-extern void validate_scan_target(ValidateEnds *ends, ValidateSink *sink);
+/* digest.c */
+extern void validate_read_buckets(const char *data, int len, ValidateBucket *buckets,
+								  int nbuckets);
+
+/* plan.c */
+extern const char *const validate_digest_names[];
+extern void validate_plan(ValidateEnds *ends, ValidateLevel level);
+extern int	validate_row_bucket(ValidateEnds *ends, ValidateRow *row);
+extern char *validate_buckets_where(ValidateEnds *ends, ValidateSide side,
+									const bool *selected);
+extern void validate_target_digest(ValidateEnds *ends);
+extern void validate_both_digests(ValidateEnds *ends);
+
+/* scan.c; where: a condition in the words of that side, or NULL */
+extern char *validate_from_target(ValidateEnds *ends, const char *where);
+extern int	validate_query_settings(ValidateEnds *ends);
+extern void validate_scan_source(ValidateEnds *ends, ValidateSink *sink,
+								 const char *where);
+extern void validate_scan_target(ValidateEnds *ends, ValidateSink *sink,
+								 const char *where);
 extern int64 validate_count_source(ValidateEnds *ends);
 extern int64 validate_count_target(ValidateEnds *ends);
 

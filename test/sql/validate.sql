@@ -104,6 +104,77 @@ SELECT count(*) AS wrong FROM hit FULL JOIN differences d ON d.key ->> 'id' = hi
 WHERE hit.id IS NULL OR d.key IS NULL OR d.columns <> '{total_cents}';
 ROLLBACK;
 
+-- whoever computes the digests: the same differences, and only those
+\c migrate_validate_src regress_validate
+CREATE TABLE zoo (id int PRIMARY KEY, b bool, i2 int2, i8 int8, f4 float4, f8 float8, n numeric, t text, vc varchar(40), c char(9), ba bytea,
+	d date, tm time, tz timetz, ts timestamp, tsz timestamptz, iv interval, u uuid, jb jsonb, js json, ip inet, mac macaddr, bits bit(5),
+	p point, arr int[], tarr text[], r int4range, nm name, x text, y text);
+INSERT INTO zoo SELECT i, i % 2 = 0, i % 30000, i * 10000000000, i / 7.0, i / 7.0, i / 8.0, 't' || i, 'v' || i, 'c' || i, decode(md5(i::text), 'hex'),
+	date '2020-01-01' + i, time '00:00' + i * interval '1 s', timetz '00:00+01' + i * interval '1 s', timestamp '2020-01-01' + i * interval '1 min',
+	timestamptz '2020-01-01 UTC' + i * interval '1 min', i * interval '1 hour', md5(i::text)::uuid, jsonb_build_object('a', i, 'b', jsonb_build_array(i, null)),
+	json_build_object('a', i), inet '10.0.0.0' + i, '08:00:2b:01:02:03'::macaddr, (i % 32)::bit(5), point(i, i / 3.0), ARRAY[i, NULL, 3], ARRAY['x', i::text],
+	int4range(i, i + 5), 'n' || i, CASE WHEN i % 2 = 0 THEN 'x' || i END, CASE WHEN i % 3 = 0 THEN 'x' || i END
+FROM generate_series(1, 3000) i;
+INSERT INTO zoo (id) VALUES (-2147483648), (2147483647);
+CREATE TABLE keyed (a text COLLATE "C", b uuid, v int, PRIMARY KEY (a, b));
+INSERT INTO keyed SELECT 'k' || i % 50, md5(i::text)::uuid, i FROM generate_series(1, 3000) i;
+\c regression regress_validate
+SELECT migrate_create_job('z', 'validate_src') > 0 AS made;
+CREATE SCHEMA z;
+SELECT migrate_import('z', 'public', 'zsrc', include => '{zoo,keyed,log}');
+SELECT migrate_add_schema('z', 'public', 'z', include => '{zoo,keyed,log}');
+SELECT migrate_start('z');
+SELECT migrate_wait('z', 'copied', '60s');
+CREATE FUNCTION results() RETURNS TABLE (target text, digest text, source_rows bigint, target_rows bigint, mismatches bigint, status text, found text) LANGUAGE sql AS $$
+	SELECT v.target, v.digest, v.source_rows, v.target_rows, v.mismatches, v.status, (SELECT string_agg(concat_ws(' ', d.kind, d.key ->> 'id', d.columns::text), ', ' ORDER BY d.key ->> 'id', d.kind)
+		FROM migrate.differences d WHERE d.validation_id = v.validation_id AND d.target = 'z.zoo')
+	FROM migrate.validation v WHERE v.job = 'z' AND v.validation_id > (SELECT max(validation_id) - 3 FROM migrate.validation_run) ORDER BY v.target $$;
+\c migrate_validate_src regress_validate
+SET client_min_messages = warning;
+CREATE EXTENSION migrate CASCADE;
+\c regression regress_validate
+CREATE PROCEDURE all_digests(sql text) LANGUAGE plpgsql AS $$
+DECLARE
+	x text;
+	r record;
+BEGIN
+	FOREACH x IN ARRAY '{here,source,extension}'::text[] LOOP
+		PERFORM migrate_alter_job('z', jsonb_build_object('digest', x));
+		BEGIN
+			EXECUTE sql;
+			PERFORM migrate_validate('z');
+			FOR r IN SELECT * FROM results() LOOP
+				RAISE NOTICE '% by %: % % % % %', r.target, r.digest, r.source_rows, r.target_rows, r.mismatches, r.status, r.found;
+			END LOOP;
+			RAISE SQLSTATE 'UNDOO';
+		EXCEPTION WHEN SQLSTATE 'UNDOO' THEN NULL;
+		END;
+	END LOOP;
+END $$;
+CALL all_digests('SELECT');
+CALL all_digests($$UPDATE z.zoo SET n = n + 0.001 WHERE id = 7; UPDATE z.zoo SET c = 'd' WHERE id = 8; DELETE FROM z.zoo WHERE id = 9; INSERT INTO z.zoo (id) VALUES (-5), (0);
+	UPDATE z.zoo SET x = '' WHERE x IS NULL AND id IN (11, 13); UPDATE z.zoo SET jb = jsonb_set(jb, '{b,1}', '0') WHERE id = 2000;
+	DELETE FROM z.zoo WHERE id = 2147483647; UPDATE z.zoo SET tarr[3] = NULL WHERE id = 2500; UPDATE z.zoo SET x = y, y = x WHERE id = 2998;
+	UPDATE z.keyed SET v = v + 1 WHERE a = 'k7'; DELETE FROM z.log WHERE ctid = (SELECT min(ctid) FROM z.log)$$);
+-- values that two rows have exchanged: in one range, and across
+CALL all_digests($$UPDATE z.zoo q SET t = w.t FROM z.zoo w WHERE (q.id, w.id) IN ((100, 101), (101, 100), (5, 2900), (2900, 5))$$);
+CALL all_digests($$UPDATE z.keyed q SET v = w.v FROM z.keyed w WHERE (q.v, w.v) IN ((100, 101), (101, 100), (5, 2900), (2900, 5))$$);
+-- duplicates of a row without a key do not cancel
+CALL all_digests($$INSERT INTO z.log SELECT * FROM z.log WHERE line = 'line 8'; INSERT INTO z.log SELECT * FROM z.log WHERE line = 'line 9' UNION ALL SELECT * FROM z.log WHERE line = 'line 9'$$);
+-- what is equal, but another text: by text always, by equality where the source computes
+CALL all_digests($$UPDATE z.zoo SET n = 0.50 WHERE id = 4$$);
+SELECT migrate_alter_job('z', '{"digest": "source"}');
+BEGIN;
+UPDATE z.zoo SET n = 0.50 WHERE id = 4;
+SELECT target, matched, mismatches FROM migrate_validate('z', 'z.zoo', 'full');
+SELECT digest FROM migrate.validation ORDER BY validation_id DESC LIMIT 1;
+ROLLBACK;
+SELECT migrate_alter_job('z', '{"digest": "auto"}');
+SELECT target, matched FROM migrate_validate('z', 'z.zoo');
+SELECT digest FROM migrate.validation ORDER BY validation_id DESC LIMIT 1;
+DROP PROCEDURE all_digests;
+DROP FUNCTION results;
+
 -- no key: multisets
 BEGIN;
 WITH d AS (SELECT min(ctid) c FROM v.log WHERE line = 'line 3' AND n = 3) DELETE FROM v.log USING d WHERE ctid = c;
@@ -190,8 +261,9 @@ SELECT target, matched FROM migrate_validate('vo');
 SET client_min_messages = error;
 SELECT count(*) FROM migrate_drop_job('vo');
 SELECT count(*) FROM migrate_drop_job('v');
+SELECT count(*) FROM migrate_drop_job('z');
 DROP VIEW differences;
-DROP SCHEMA v, vo, vsrc CASCADE;
+DROP SCHEMA v, vo, vsrc, z CASCADE;
 DROP SERVER validate_src CASCADE;
 REVOKE ALL ON DATABASE regression FROM regress_validate_owner;
 DROP OWNED BY regress_validate_owner;
