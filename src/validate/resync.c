@@ -164,9 +164,9 @@ sort_both_sides(Resync *r)
 	ValidateSink sink = {.row = sort_row,.failed = count_failed,.reset = reset_sort,.arg = r};
 
 	begin_sort(r);
-	validate_scan_source(r->ends, &sink);
+	validate_scan_source(r->ends, &sink, NULL);
 	r->counts->source_rows += r->failed;
-	validate_scan_target(r->ends, &sink);
+	validate_scan_target(r->ends, &sink, NULL);
 	tuplesort_performsort(r->sort);
 	ExecClearTuple(r->slot);
 	r->pending = tuplesort_gettupleslot(r->sort, true, false, r->slot, NULL);
@@ -366,7 +366,7 @@ remove_rows(Resync *r)
 	ValidateSink sink = {.row = take_removal,.arg = r};
 
 	r->removals = NIL;
-	validate_scan_target(r->ends, &sink);
+	validate_scan_target(r->ends, &sink, NULL);
 	if (r->removals != NIL)
 		run_removals(r);
 }
@@ -477,7 +477,7 @@ write_rows(Resync *r)
 	.batch_seen = batch_seen,.arg = r};
 
 	r->writer = migrate_writer_open(r->ends->map, r->ends->src, false);
-	validate_scan_source(r->ends, &sink);
+	validate_scan_source(r->ends, &sink, NULL);
 	migrate_writer_close(r->writer);
 	r->letters = true;
 }
