@@ -15,6 +15,11 @@
 #error "migrate needs PostgreSQL 15 or later on the target"
 #endif
 
+/* 16 moved the macros of varlenas out of postgres.h */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /* 16 marks what a module exports; we hide everything else, so 15 must too */
 #if PG_VERSION_NUM < 160000
 #undef PGDLLEXPORT

@@ -100,6 +100,21 @@ extern void migrate_set_fetch_size(MigrateJob *job, MigrateConn *conn,
 								   MigrateSource *src, List *relations);
 
 /* ----------------------------------------------------------------
+ * in decode.c and decode_jsonb.c: binary COPY into values
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateDecoder MigrateDecoder;
+
+extern MigrateDecoder *migrate_decoder_create(MigrateSource *src, const char *relation);
+extern void migrate_decoder_context(void *arg);
+extern int64 migrate_decode_length(MigrateDecoder *decoder, const char *data, int64 len);
+extern bool migrate_decode_row(MigrateDecoder *decoder, char *data, Datum *values,
+							   bool *nulls);
+extern Size migrate_put_numeric(char *to, Size header, bool negative, int scale,
+								int weight, const int16 *digits, int ndigits);
+extern Datum migrate_decode_jsonb(const char *text, int len, bool *done);
+
+/* ----------------------------------------------------------------
  * in reader_copy.c and reader_fdw.c: the two kinds of reader
  * ----------------------------------------------------------------
  */

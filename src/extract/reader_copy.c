@@ -1,8 +1,9 @@
 /*-------------------------------------------------------------------------
  *
  * reader_copy.c
- *	  The fast transport: COPY (SELECT ...) TO STDOUT on the source, parsed by
- *	  core's COPY FROM with the foreign table as the description of the row.
+ *	  The fast transport: COPY (SELECT ...) TO STDOUT on the source, with the
+ *	  foreign table as the description of the row.  Binary rows are decoded by
+ *	  decode.c, text is parsed by core's COPY FROM.
  *
  * A value is converted exactly once, by the input or receive function of the
  * declared type (P7).  Binary only where the plan found every type built in
@@ -42,6 +43,7 @@ typedef struct CopyReader
 	MigrateConn *conn;
 	MigrateReader *reader;
 	Relation	rel;			/* the foreign table */
+	MigrateDecoder *decoder;	/* of binary rows; else core's parser: */
 	CopyFromState cstate;
 	Datum	   *values;			/* by attribute number of rel */
 	bool	   *nulls;
@@ -52,8 +54,10 @@ typedef struct CopyReader
 
 	/* the message of libpq that is being handed over */
 	char	   *message;
-	int			length;
-	int			used;
+	char	   *joined;			/* a row's begin and the message; NULL: none */
+	char	   *data;			/* one of the two */
+	int64		length;
+	int64		used;
 	int64		bytes;			/* received since the last row */
 
 	/*
@@ -108,14 +112,22 @@ finish_copy(CopyReader *copy)
 	copy->conn->in_copy = false;
 }
 
+static void
+free_message(CopyReader *copy)
+{
+	if (copy->message)
+		PQfreemem(copy->message);
+	if (copy->joined)
+		pfree(copy->joined);
+	copy->message = copy->joined = copy->data = NULL;
+	copy->used = copy->length = 0;
+}
+
 /* Get the next message; false at the end. */
 static bool
 next_message(CopyReader *copy)
 {
-	if (copy->message)
-		PQfreemem(copy->message);
-	copy->message = NULL;
-	copy->used = copy->length = 0;
+	free_message(copy);
 	if (copy->at_end)
 		return false;
 	copy->reader->converting = false;
@@ -127,6 +139,7 @@ next_message(CopyReader *copy)
 		finish_copy(copy);
 		return false;
 	}
+	copy->data = copy->message;
 	copy->bytes += copy->length;
 	copy->reader->converting = true;
 	return true;
@@ -145,11 +158,11 @@ read_copy_data(void *outbuf, int minread, int maxread)
 
 	while (got < maxread)
 	{
-		int			part = Min(copy->length - copy->used, maxread - got);
+		int			part = (int) Min(copy->length - copy->used, maxread - got);
 
 		if (part > 0)
 		{
-			memcpy((char *) outbuf + got, copy->message + copy->used, part);
+			memcpy((char *) outbuf + got, copy->data + copy->used, part);
 			copy->used += part;
 			got += part;
 		}
@@ -159,6 +172,61 @@ read_copy_data(void *outbuf, int minread, int maxread)
 			break;
 	}
 	return got;
+}
+
+/* ----------------------------------------------------------------
+ * binary rows
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * The message ends within a row: put what there is of it before the next one.
+ * Servers send a row a message, what lies between may not.
+ */
+static void
+join_messages(CopyReader *copy)
+{
+	int64		left = copy->length - copy->used;
+	MemoryContext mcxt = copy->reader->mcxt;
+	char	   *begin = MemoryContextAllocHuge(mcxt, Max(left, 1));
+	char	   *joined;
+
+	memcpy(begin, copy->data + copy->used, left);
+	if (!next_message(copy))
+		ereport(ERROR,
+				(errcode(ERRCODE_BAD_COPY_FILE_FORMAT),
+				 errmsg("data of source \"%s\" ends within a row",
+						copy->reader->src->label)));
+	joined = MemoryContextAllocHuge(mcxt, left + copy->length + 1);
+	memcpy(joined, begin, left);
+	/* with the zero byte that libpq puts behind a message */
+	memcpy(joined + left, copy->data, copy->length + 1);
+	pfree(begin);
+	copy->data = copy->joined = joined;
+	copy->length += left;
+}
+
+/* The next row; false at the end. */
+static bool
+next_row(CopyReader *copy, Datum *values, bool *nulls)
+{
+	char	   *row;
+	int64		length;
+
+	if (copy->used == copy->length && !next_message(copy))
+		return false;
+	while ((length = migrate_decode_length(copy->decoder, copy->data + copy->used,
+										   copy->length - copy->used)) < 0)
+		join_messages(copy);
+	row = copy->data + copy->used;
+	copy->used += length;
+	if (migrate_decode_row(copy->decoder, row, values, nulls))
+		return true;
+	if (copy->used < copy->length || next_message(copy))
+		ereport(ERROR,
+				(errcode(ERRCODE_BAD_COPY_FILE_FORMAT),
+				 errmsg("received copy data after EOF marker")));
+	return false;
 }
 
 /* ----------------------------------------------------------------
@@ -229,18 +297,18 @@ start_remote_copy(CopyReader *copy, MigrateReader *reader, bool binary)
 	conn->in_copy = true;
 }
 
-/* Core's parser over the foreign table, with our columns in our order. */
+/*
+ * Core's parser over the foreign table, with our columns in our order, for the
+ * text form.
+ */
 static void
-start_parser(CopyReader *copy, MigrateSource *src, bool binary)
+start_parser(CopyReader *copy, MigrateSource *src)
 {
 	List	   *columns = NIL;
 	List	   *options = NIL;
 
 	for (int i = 0; i < src->ncolumns; i++)
 		columns = lappend(columns, makeString(src->columns[i].name));
-	if (binary)
-		options = lappend(options,
-						  makeDefElem("format", (Node *) makeString("binary"), -1));
 	options = lappend(options,
 					  makeDefElem("encoding",
 								  (Node *) makeString(pstrdup(GetDatabaseEncodingName())),
@@ -274,7 +342,10 @@ migrate_copy_reader_open(MigrateReader *reader)
 	copy->nulls = palloc0(Max(natts, 1) * sizeof(bool));
 	copy->reorder = natts != src->ncolumns;
 	start_remote_copy(copy, reader, binary);
-	start_parser(copy, src, binary);
+	if (binary)
+		copy->decoder = migrate_decoder_create(src, pstrdup(RelationGetRelationName(copy->rel)));
+	else
+		start_parser(copy, src);
 }
 
 bool
@@ -287,13 +358,15 @@ migrate_copy_reader_next(MigrateReader *reader, Datum *values, bool *nulls,
 	bool		found;
 
 	/* errors name line, column and value as COPY's do */
-	context.callback = CopyFromErrorCallback;
-	context.arg = copy->cstate;
+	context.callback = copy->decoder ? migrate_decoder_context : CopyFromErrorCallback;
+	context.arg = copy->decoder ? (void *) copy->decoder : (void *) copy->cstate;
 	context.previous = error_context_stack;
 	error_context_stack = &context;
 	serving = copy;
 	reader->converting = true;
-	if (copy->reorder)
+	if (copy->decoder)
+		found = next_row(copy, values, nulls);
+	else if (copy->reorder)
 		found = NextCopyFrom(copy->cstate, NULL, copy->values, copy->nulls);
 	else
 		found = NextCopyFrom(copy->cstate, NULL, values, nulls);
@@ -313,7 +386,7 @@ migrate_copy_reader_next(MigrateReader *reader, Datum *values, bool *nulls,
 							(long long) copy->sent)));
 		return false;
 	}
-	for (int i = 0; copy->reorder && i < src->ncolumns; i++)
+	for (int i = 0; copy->reorder && copy->decoder == NULL && i < src->ncolumns; i++)
 	{
 		values[i] = copy->values[src->columns[i].attnum - 1];
 		nulls[i] = copy->nulls[src->columns[i].attnum - 1];
@@ -349,9 +422,7 @@ migrate_copy_reader_close(MigrateReader *reader, bool failed)
 	CopyReader *copy = reader->copy;
 
 	reader->copy = NULL;
-	if (copy->message)
-		PQfreemem(copy->message);
-	copy->message = NULL;
+	free_message(copy);
 	if (serving == copy)
 		serving = NULL;
 	if (copy->cstate)
