@@ -143,21 +143,6 @@ ORDER BY j.job, m.target, s.source;
 COMMENT ON VIEW migrate.progress IS
 'one row a mapping: state of the job and of the source table, rows and bytes read so far (chunks in flight included) of the estimate, rate over the last 30 seconds, time left, a bar (with a mark while the total is an estimate), loaders at work on it, open dead letters, what holds it back, and the last error; then the steps after the copy: how many, how many are done or skipped, how many have failed, and what is being built. Figures of a source table show in each of its mappings';
 
-CREATE VIEW migrate.workers WITH (security_invoker = true) AS
-	SELECT j.job, w.role, w.pid, w.phase, s.source, nullif(w.chunk_id, 0) AS chunk_id,
-		   w.rows, w.bytes,
-		   round(w.rows / greatest(extract(epoch FROM clock_timestamp() - w.started), 0.001))::bigint AS rows_per_second,
-		   w.chunk_rows, w.chunk_bytes, w.chunks, w.dead AS dead_letters, w.memory,
-		   w.started, w.changed, w.throttle, w.errors, w.error_since, w.sqlstate, w.last_error, w.slot,
-		   w.steps, p.kind || ' ' || p.object AS building
-	FROM migrate._live_workers() w
-	JOIN migrate.job j USING (job_id)
-	LEFT JOIN migrate.source_table s ON s.source_id = w.source_id
-	LEFT JOIN migrate.post_step p ON p.step_id = w.step_id
-	ORDER BY j.job, w.slot;
-COMMENT ON VIEW migrate.workers IS
-'the live workers of each job with counters since their start, of the chunk at hand (chunk_*), memory in bytes, and the error they retry after, if any; steps: of those after the copy, how many are over since its start, building: the one at hand';
-
 CREATE VIEW migrate.chunks WITH (security_invoker = true) AS
 	SELECT j.job, s.source, c.chunk_id, l.relation,
 		   CASE WHEN c.block_lo IS NOT NULL OR c.block_hi IS NOT NULL THEN

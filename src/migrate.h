@@ -740,6 +740,15 @@ typedef struct MigrateShared
 	int64		chunk_dead_limit;
 	char		budget[512];	/* set by the loader that gave up for it */
 
+	/* one batch of the copy: mapped and written */
+	MigrateHistogram copy_write;
+
+	/*
+	 * Written by the job worker: since when there is something to apply and
+	 * the applied position has not moved; 0: it moves, or is to stand.
+	 */
+	TimestampTz stuck_since;
+
 	MigrateTrouble trouble[MIGRATE_MAX_LOADERS];
 	MigrateWorkerSlot slots[MIGRATE_MAX_LOADERS + 2];	/* 0: job worker, last:
 														 * apply */
@@ -754,6 +763,10 @@ extern int	migrate_my_slot;
 
 extern void migrate_worker_phase(const char *phase);
 extern void migrate_worker_count(int64 rows, int64 bytes, int64 dead);
+
+/* Of a histogram: where a duration falls; and a batch of the copy. */
+extern int	migrate_histogram_bucket(int64 usec);
+extern void migrate_copy_batch_took(int64 usec);
 
 /* control/throttle.c: account for what was read and wait while it is too
  * much; interruptible.  Between batches. */

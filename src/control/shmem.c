@@ -211,6 +211,26 @@ migrate_worker_count(int64 rows, int64 bytes, int64 dead)
 	SpinLockRelease(&migrate_shared->mutex);
 }
 
+int
+migrate_histogram_bucket(int64 usec)
+{
+	int			bucket = 0;
+
+	for (int64 limit = 100; usec >= limit && bucket < MIGRATE_HISTOGRAM - 1; limit *= 2)
+		bucket++;
+	return bucket;
+}
+
+void
+migrate_copy_batch_took(int64 usec)
+{
+	if (migrate_shared == NULL)
+		return;
+	SpinLockAcquire(&migrate_shared->mutex);
+	migrate_shared->copy_write.count[migrate_histogram_bucket(usec)]++;
+	SpinLockRelease(&migrate_shared->mutex);
+}
+
 /* A chunk was claimed. */
 void
 migrate_slot_chunk(MigrateChunk *chunk)
@@ -411,7 +431,7 @@ put_job(ReturnSetInfo *rsinfo, int job_id, int64 handle)
 
 	if (shared == NULL)
 		return;
-	for (int i = 0; i <= MIGRATE_MAX_LOADERS && shared->job_worker_pid != 0; i++)
+	for (int i = 0; i <= MIGRATE_APPLY_SLOT && shared->job_worker_pid != 0; i++)
 	{
 		MigrateWorkerSlot s;
 

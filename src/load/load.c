@@ -367,6 +367,7 @@ migrate_load_batch(MigrateLoadContext *ctx, MigrateWriter *writer,
 	};
 	MigrateCounts before = *counts;
 	int64	   *ids = palloc(sizeof(int64) * Max(batch->nrows, 1));
+	TimestampTz start = GetCurrentTimestamp();
 
 	for (int64 i = 0; i < batch->nrows; i++)
 		ids[i] = i;
@@ -375,6 +376,8 @@ migrate_load_batch(MigrateLoadContext *ctx, MigrateWriter *writer,
 	writer->seen = NULL;
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(mcxt);
+	if (ctx->chunk_id != 0)
+		migrate_copy_batch_took(GetCurrentTimestamp() - start);
 	if (counts->read - before.read != batch->nrows)
 		elog(ERROR, "of %lld rows of a batch %lld came to an end",
 			 (long long) batch->nrows, (long long) (counts->read - before.read));
