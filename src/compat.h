@@ -67,6 +67,27 @@
 #endif
 
 /*
+ * 16 tells which indexes an update needs, and has an argument for those that
+ * only summarize (19d8e2308bc)
+ */
+#if PG_VERSION_NUM < 160000
+#define MigrateUpdateIndexes bool
+#define migrate_update_indexes_any(which) (which)
+#define migrate_insert_index_tuples(rri, slot, estate) \
+	ExecInsertIndexTuples(rri, slot, estate, false, false, NULL, NIL)
+#define migrate_update_index_tuples(rri, slot, estate, which) \
+	ExecInsertIndexTuples(rri, slot, estate, true, false, NULL, NIL)
+#else
+#define MigrateUpdateIndexes TU_UpdateIndexes
+#define migrate_update_indexes_any(which) ((which) != TU_None)
+#define migrate_insert_index_tuples(rri, slot, estate) \
+	ExecInsertIndexTuples(rri, slot, estate, false, false, NULL, NIL, false)
+#define migrate_update_index_tuples(rri, slot, estate, which) \
+	ExecInsertIndexTuples(rri, slot, estate, true, false, NULL, NIL, \
+						  (which) == TU_Summarizing)
+#endif
+
+/*
  * Workers connect as the job's owner, who may be a role without LOGIN where
  * the server can do that (17).
  */

@@ -234,6 +234,8 @@ typedef struct MigrateRange
 	char	  **key_hi;
 	/* rows of this key only, nkeys elements, NULL is null; NULL: not asked */
 	char	  **key_at;
+	/* likewise, rows of any of these keys (char **); NIL: not asked */
+	List	   *keys_at;
 	/* and a condition in the source's words (transport copy); NULL: none */
 	char	   *where;
 } MigrateRange;
@@ -404,6 +406,23 @@ extern MigrateBatch *migrate_batch_slice(MigrateBatch *batch, int64 lo, int64 hi
 extern MigrateBatch *migrate_batch_pick(MigrateBatch *batch, const uint8 *left_out);
 extern void migrate_batch_free(MigrateBatch *batch);
 
+/* Read the rows from the first on, into a slot of batch->desc. */
+extern TupleTableSlot *migrate_batch_scan(MigrateBatch *batch);
+extern bool migrate_batch_next(MigrateBatch *batch, TupleTableSlot *slot);
+
+/*
+ * Settings under which a value's text is the same whoever reads it, and reads
+ * back as the same value; until AtEOXact_GUC(true, <result>).
+ */
+extern int	migrate_pin_output(void);
+
+/*
+ * The key of each row as jsonb text, as migrate_batch_row_json gives it and
+ * jsonb shows it.
+ */
+typedef void (*MigrateKeyFn) (int64 row, const char *key, void *arg);
+extern void migrate_batch_keys_json(MigrateBatch *batch, MigrateKeyFn fn, void *arg);
+
 /* One row as jsonb text, and its key as jsonb text (NULL without key). */
 extern void migrate_batch_row_json(MigrateBatch *batch, int64 row,
 								   char **row_json, char **key_json);
@@ -458,6 +477,19 @@ typedef struct MigrateMapping
 	 * target's type, or -1.
 	 */
 	int		   *key_source;
+
+	/*
+	 * Which source column each column of outdesc but the last is, as it is,
+	 * from 0; NULL: something is computed, left out or looked up.  Less than
+	 * straight: any target columns, in any order.
+	 */
+	int		   *projection;
+	struct Bitmapset *reads;	/* source columns that it reads, from 0 */
+	struct Bitmapset *key_reads;	/* likewise, the key map alone */
+
+	/* filled by migrate_mapping_compile_keys */
+	struct PlannedStmt *keys_plan;	/* NULL with a projection */
+	TupleDesc	keysdesc;		/* nkeys key values, then ord */
 } MigrateMapping;
 
 extern MigrateMapping *migrate_mapping_load(int mapping_id);
@@ -476,6 +508,14 @@ extern void migrate_mapping_compile(MigrateMapping *map, MigrateSource *src);
 typedef void (*MigrateRowFn) (TupleTableSlot *slot, void *arg);
 extern void migrate_mapping_run(MigrateMapping *map, MigrateBatch *batch,
 								MigrateRowFn dest, void *arg);
+
+/*
+ * The key map alone: of every row, filtered or not, its key values (slot of
+ * keysdesc).  Rows need no more than the columns that the key map reads.
+ */
+extern void migrate_mapping_compile_keys(MigrateMapping *map, MigrateSource *src);
+extern void migrate_mapping_run_keys(MigrateMapping *map, MigrateBatch *batch,
+									 MigrateRowFn dest, void *arg);
 
 /* ----------------------------------------------------------------
  * in load/writer.c (writer_fresh.c, writer_sql.c): mapped rows into a target

@@ -406,6 +406,40 @@ append_key_at(StringInfo buf, MigrateSource *src, char **key)
 	}
 }
 
+/*
+ * The same for any of a list of keys.  A single column is compared with the
+ * list (both sessions find pg_catalog's operators first), which one scan of its
+ * index serves; several with OR.
+ */
+static void
+append_keys_at(StringInfo buf, MigrateSource *src, List *keys)
+{
+	Oid			type = src->columns[src->keys[0]].type;
+	List	   *name = list_make2(makeString("pg_catalog"), makeString("="));
+	bool		in = src->nkeys == 1 && OidIsValid(compatible_oper_opid(name, type, type, true));
+	ListCell   *lc;
+
+	if (in)
+	{
+		append_column(buf, src, src->keys[0]);
+		appendStringInfoString(buf, " IN (");
+	}
+	foreach(lc, keys)
+	{
+		char	  **key = lfirst(lc);
+
+		if (in)
+			appendStringInfo(buf, "%s%s", lc == list_head(keys) ? "" : ", ",
+							 key[0] ? quote_literal_cstr(key[0]) : "NULL");
+		else
+		{
+			appendStringInfoString(buf, lc == list_head(keys) ? "(" : ") OR (");
+			append_key_at(buf, src, key);
+		}
+	}
+	appendStringInfoString(buf, ")");
+}
+
 /* " WHERE ..." for a range, nothing for one that is open at both ends. */
 void
 migrate_append_where(StringInfo buf, MigrateSource *src, MigrateRange *range)
@@ -419,6 +453,12 @@ migrate_append_where(StringInfo buf, MigrateSource *src, MigrateRange *range)
 	{
 		appendStringInfoString(buf, sep);
 		append_key_at(buf, src, range->key_at);
+		return;
+	}
+	if (range->keys_at)
+	{
+		appendStringInfoString(buf, sep);
+		append_keys_at(buf, src, range->keys_at);
 		return;
 	}
 	several = range->where != NULL;

@@ -22,6 +22,7 @@
 
 #include "migrate.h"
 
+#include "executor/executor.h"
 #include "fmgr.h"
 #include "utils/hsearch.h"
 
@@ -33,6 +34,12 @@ typedef struct MigrateWriterWay
 	void		(*put) (MigrateWriter *writer, TupleTableSlot *slot);
 	/* the same for many tuples of the target at once; NULL: it cannot */
 	void		(*put_tuples) (MigrateWriter *writer, HeapTuple *tuples, int64 n);
+
+	/*
+	 * The rows of a key (slot of map->keysdesc) go; with writer->taken they
+	 * are kept there.  NULL: it cannot.
+	 */
+	void		(*remove) (MigrateWriter *writer, TupleTableSlot *keys);
 	int64		(*finish) (MigrateWriter *writer);	/* target rows written */
 } MigrateWriterWay;
 
@@ -55,7 +62,35 @@ typedef struct MigrateWriterSql
 	char	   *insert;
 	char	   *insert_new;		/* only rows whose key is not there */
 	TupleDesc	mapped;			/* map->outdesc, named for the statements */
+
+	/* for sets */
+	char	   *remove;			/* rows of a list of keys */
+	TupleDesc	gone;			/* map->keysdesc, named likewise */
+	char	   *take;			/* their columns that are not mapped; NULL:
+								 * none */
+	char	   *put_back;		/* insert mapped columns with those */
+	char	   *insert_untaken; /* rows of whom nothing was there */
+	TupleDesc	taken;			/* those columns, then the ordinal */
 } MigrateWriterSql;
+
+/* of writer_row.c: what is the same for all attempts, in the writer's memory */
+typedef struct MigrateRowPlan
+{
+	int			ndefaults;		/* columns that get an expression's value */
+	AttrNumber *default_attnums;
+	Expr	  **defaults;
+	Expr	   *owns;			/* NULL: none */
+	bool		generated;		/* stored generated columns */
+} MigrateRowPlan;
+
+/* the same as it is run in an attempt */
+typedef struct MigrateRowState
+{
+	EState	   *estate;
+	ResultRelInfo *rri;
+	ExprState **defaults;
+	ExprState  *owns;
+} MigrateRowState;
 
 struct MigrateWriter
 {
@@ -64,6 +99,8 @@ struct MigrateWriter
 	MigrateSource *src;
 	Relation	rel;			/* open, RowExclusiveLock until the end */
 	bool		replica;		/* P13: the owner owns the target */
+	bool		sets;			/* for sets of changes, not for a copy */
+	bool		served;			/* a btree index serves the key map */
 
 	/*
 	 * No row of ours is there: insert without looking.  Goes off for good
@@ -73,7 +110,21 @@ struct MigrateWriter
 	bool		insert_only;
 	MigrateWriterKey *keys;		/* map->nkeys */
 	MigrateWriterSql sql;
-	struct FreshPlan *fresh;	/* of writer_fresh.c */
+	MigrateRowPlan *row;		/* of writer_row.c; NULL: not needed */
+
+	struct IndexPlan *index;	/* of writer_index.c */
+
+	/*
+	 * Of the set at hand, see apply_set.c; all NULL and false in a copy.  A
+	 * row's number in the set is ids[its ordinal].
+	 */
+	const int64 *ids;
+	Bitmapset **unknown;		/* by number: source columns without a value */
+	HeapTuple  *taken;			/* by number: the row that was removed */
+	bool		anew;			/* what was there is in "taken": only insert */
+	uint8	   *missing;		/* numbers whose unknown value no row has */
+	int64		nmissing;
+	int64		removed;		/* rows of the target, in this attempt */
 
 	MemoryContext mcxt;			/* the writer's own */
 	MemoryContext attempt;		/* of the current attempt */
@@ -84,6 +135,9 @@ struct MigrateWriter
 };
 
 /* writer.c */
+extern MigrateWriter *migrate_writer_open_sets(MigrateMapping *map, MigrateSource *src);
+extern void migrate_writer_hold(MigrateWriter *writer);
+extern void migrate_writer_release(MigrateWriter *writer);
 extern bool migrate_writer_look_first(MigrateWriter *writer);
 extern char *migrate_writer_target(MigrateWriter *writer);
 
@@ -98,10 +152,24 @@ extern bool migrate_writer_key_is_new(MigrateWriter *writer, TupleTableSlot *slo
 extern void migrate_writer_keys_forget(MigrateWriter *writer, int64 id);
 extern char *migrate_writer_key_text(MigrateWriter *writer, TupleTableSlot *slot);
 
+/* writer_row.c */
+extern MigrateRowPlan *migrate_row_plan(MigrateWriter *writer);
+extern void migrate_row_begin(MigrateWriter *writer, MigrateRowState *state);
+extern void migrate_row_fill(MigrateWriter *writer, MigrateRowState *state,
+							 TupleTableSlot *slot, TupleTableSlot *mapped);
+extern bool migrate_row_is_owned(MigrateRowState *state, TupleTableSlot *slot);
+extern void migrate_row_check(MigrateWriter *writer, MigrateRowState *state,
+							  TupleTableSlot *slot);
+
 /* writer_fresh.c */
 extern const MigrateWriterWay migrate_writer_fresh;
 extern bool migrate_fresh_possible(MigrateWriter *writer);
 extern bool migrate_fresh_takes_tuples(MigrateWriter *writer);
+
+/* writer_index.c */
+extern const MigrateWriterWay migrate_writer_index;
+extern bool migrate_index_possible(MigrateWriter *writer);
+extern bool migrate_index_serves(MigrateWriter *writer);
 
 /* writer_sql.c */
 extern const MigrateWriterWay migrate_writer_sql;

@@ -3,7 +3,8 @@
  * writer.c
  *	  Mapped rows into a target: which way, and what is the same for all.
  *
- * Ways: writer_fresh.c (multi-insert into a plain table that nothing watches)
+ * Ways: writer_fresh.c (multi-insert into a plain table that nothing watches),
+ * writer_index.c (changes, row by row, into a plain table with a usable index)
  * and writer_sql.c (statements through the executor, anything else).
  *
  * A copy begins when no row of ours is in the target (a table that is copied
@@ -59,8 +60,8 @@ check_relkind(Relation rel)
  * current one.  fresh_allowed: no row of ours is there.  Opened outside a
  * subtransaction, and closed in the same one as it was opened.
  */
-MigrateWriter *
-migrate_writer_open(MigrateMapping *map, MigrateSource *src, bool fresh_allowed)
+static MigrateWriter *
+open_writer(MigrateMapping *map, MigrateSource *src, bool fresh_allowed, bool sets)
 {
 	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext,
 											   "migrate writer",
@@ -77,7 +78,10 @@ migrate_writer_open(MigrateMapping *map, MigrateSource *src, bool fresh_allowed)
 	writer->replica = migrate_owns_relation(map->target, GetUserId());
 	writer->insert_only = fresh_allowed || map->nkeys == 0;
 	migrate_writer_keys_open(writer);
-	if (fresh_allowed && migrate_fresh_possible(writer))
+	writer->sets = sets;
+	if (sets && migrate_index_possible(writer))
+		writer->way = &migrate_writer_index;
+	else if (fresh_allowed && migrate_fresh_possible(writer))
 		writer->way = &migrate_writer_fresh;
 	else
 	{
@@ -86,6 +90,37 @@ migrate_writer_open(MigrateMapping *map, MigrateSource *src, bool fresh_allowed)
 	}
 	MemoryContextSwitchTo(old);
 	return writer;
+}
+
+MigrateWriter *
+migrate_writer_open(MigrateMapping *map, MigrateSource *src, bool fresh_allowed)
+{
+	return open_writer(map, src, fresh_allowed, false);
+}
+
+/*
+ * A writer for sets of changes.  It lasts over transactions: its relation is
+ * open when this returns, let go by migrate_writer_release() and opened
+ * again by migrate_writer_hold(), which each transaction calls before it uses
+ * the writer.  Whoever keeps it makes a new one when the target has changed.
+ */
+MigrateWriter *
+migrate_writer_open_sets(MigrateMapping *map, MigrateSource *src)
+{
+	return open_writer(map, src, false, true);
+}
+
+void
+migrate_writer_hold(MigrateWriter *writer)
+{
+	writer->rel = table_open(writer->map->target, RowExclusiveLock);
+}
+
+void
+migrate_writer_release(MigrateWriter *writer)
+{
+	table_close(writer->rel, NoLock);
+	writer->rel = NULL;
 }
 
 void

@@ -27,24 +27,12 @@
 #include "access/xact.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_trigger.h"
-#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
-#include "executor/nodeModifyTable.h"
 #include "miscadmin.h"
-#include "nodes/makefuncs.h"
-#include "optimizer/optimizer.h"
-#include "parser/parse_coerce.h"
-#include "parser/parse_collate.h"
-#include "parser/parse_expr.h"
-#include "parser/parse_node.h"
-#include "parser/parse_relation.h"
-#include "parser/parser.h"
 #include "storage/bufmgr.h"
-#include "rewrite/rewriteHandler.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
-#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -56,23 +44,10 @@
 /* of tuples that are in memory anyway, at a time */
 #define MAX_TUPLE_BYTES (1024 * 1024)
 
-/* what is the same for all attempts, in the writer's memory */
-typedef struct FreshPlan
-{
-	int			ndefaults;		/* columns that get an expression's value */
-	AttrNumber *default_attnums;
-	Expr	  **defaults;
-	Expr	   *owns;			/* NULL: none */
-	bool		generated;		/* stored generated columns */
-} FreshPlan;
-
 /* an attempt */
 typedef struct FreshState
 {
-	EState	   *estate;
-	ResultRelInfo *rri;
-	ExprState **defaults;
-	ExprState  *owns;
+	MigrateRowState row;
 	BulkInsertState bistate;
 	MemoryContext flush_cxt;
 	TupleTableSlot *slots[MAX_BUFFERED_TUPLES];
@@ -127,99 +102,6 @@ check_insert_privilege(MigrateWriter *writer)
 					   RelationGetRelationName(writer->rel));
 }
 
-/* ----------------------------------------------------------------
- * what a row needs besides its mapped columns
- * ----------------------------------------------------------------
- */
-
-/*
- * "owns" as an expression over the target's row; false when it has a
- * sub-select, which needs more than an expression.
- */
-static bool
-plan_owns(MigrateWriter *writer, FreshPlan *plan)
-{
-	MigrateMapping *map = writer->map;
-	ParseState *pstate;
-	ParseNamespaceItem *nsitem;
-	SelectStmt *select;
-	Node	   *expr;
-	bool		simple;
-	int			nestlevel;
-
-	if (map->owns == NULL || map->owns[0] == '\0')
-		return true;
-	nestlevel = NewGUCNestLevel();
-	(void) set_config_option("search_path", map->search_path, PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
-	pstate = make_parsestate(NULL);
-	pstate->p_sourcetext = map->owns;
-	nsitem = addRangeTableEntryForRelation(pstate, writer->rel, RowExclusiveLock,
-										   NULL, false, false);
-	addNSItemToQuery(pstate, nsitem, false, true, true);
-	select = castNode(SelectStmt,
-					  linitial_node(RawStmt, raw_parser(map->owns, RAW_PARSE_PLPGSQL_EXPR))->stmt);
-	expr = transformExpr(pstate, linitial_node(ResTarget, select->targetList)->val,
-						 EXPR_KIND_WHERE);
-	expr = coerce_to_boolean(pstate, expr, "owns");
-	assign_expr_collations(pstate, expr);
-	simple = !pstate->p_hasSubLinks;
-	if (simple)
-		plan->owns = expression_planner((Expr *) expr);
-	free_parsestate(pstate);
-	AtEOXact_GUC(true, nestlevel);
-	return simple;
-}
-
-/*
- * The value of a column that the mapping does not give: its default, or null,
- * which a domain may refuse.  NULL when it is simply null.
- */
-static Expr *
-missing_column(Relation rel, AttrNumber attnum)
-{
-	Form_pg_attribute att = TupleDescAttr(RelationGetDescr(rel), attnum - 1);
-	Node	   *expr = build_column_default(rel, attnum);
-
-	if (expr == NULL && get_typtype(att->atttypid) == TYPTYPE_DOMAIN)
-	{
-		int32		typmod = att->atttypmod;
-		Oid			base = getBaseTypeAndTypmod(att->atttypid, &typmod);
-
-		expr = coerce_to_domain((Node *) makeNullConst(base, typmod, att->attcollation),
-								base, typmod, att->atttypid, COERCION_IMPLICIT,
-								COERCE_IMPLICIT_CAST, -1, false);
-	}
-	return expr ? expression_planner((Expr *) expr) : NULL;
-}
-
-static void
-plan_defaults(MigrateWriter *writer, FreshPlan *plan)
-{
-	TupleDesc	desc = RelationGetDescr(writer->rel);
-	MigrateMapping *map = writer->map;
-
-	plan->default_attnums = palloc(sizeof(AttrNumber) * Max(desc->natts, 1));
-	plan->defaults = palloc(sizeof(Expr *) * Max(desc->natts, 1));
-	for (int a = 1; a <= desc->natts; a++)
-	{
-		Form_pg_attribute att = TupleDescAttr(desc, a - 1);
-		Expr	   *expr;
-		bool		given = false;
-
-		for (int i = 0; i < map->ncolumns && !given; i++)
-			given = map->attnums[i] == a;
-		if (given || att->attisdropped || att->attgenerated != '\0')
-			continue;
-		expr = missing_column(writer->rel, a);
-		if (expr == NULL)
-			continue;
-		plan->default_attnums[plan->ndefaults] = a;
-		plan->defaults[plan->ndefaults++] = expr;
-	}
-	plan->generated = desc->constr && desc->constr->has_generated_stored;
-}
-
 /*
  * Whether this way serves the writer's target; prepares it if so.
  */
@@ -227,7 +109,6 @@ bool
 migrate_fresh_possible(MigrateWriter *writer)
 {
 	Relation	rel = writer->rel;
-	FreshPlan  *plan;
 
 	if (rel->rd_rel->relkind != RELKIND_RELATION ||
 		rel->rd_rel->relispartition ||
@@ -237,12 +118,8 @@ migrate_fresh_possible(MigrateWriter *writer)
 		check_enable_rls(RelationGetRelid(rel), InvalidOid, true) != RLS_NONE)
 		return false;
 	check_insert_privilege(writer);
-	plan = palloc0(sizeof(FreshPlan));
-	if (!plan_owns(writer, plan))
-		return false;
-	plan_defaults(writer, plan);
-	writer->fresh = plan;
-	return true;
+	writer->row = migrate_row_plan(writer);
+	return writer->row != NULL;
 }
 
 /* ----------------------------------------------------------------
@@ -273,26 +150,10 @@ bulk_insert_state(Relation rel)
 static void
 fresh_begin(MigrateWriter *writer)
 {
-	FreshPlan  *plan = writer->fresh;
 	FreshState *state = palloc0(sizeof(FreshState));
-	MemoryContext old;
 
 	writer->state = state;
-	state->estate = CreateExecutorState();
-	state->rri = makeNode(ResultRelInfo);
-
-	/*
-	 * Range table index 0: not in a range table.  An error message about a
-	 * row then shows the columns that the user may read.
-	 */
-	InitResultRelInfo(state->rri, writer->rel, 0, NULL, 0);
-	old = MemoryContextSwitchTo(state->estate->es_query_cxt);
-	state->defaults = palloc(sizeof(ExprState *) * Max(plan->ndefaults, 1));
-	for (int i = 0; i < plan->ndefaults; i++)
-		state->defaults[i] = ExecInitExpr(plan->defaults[i], NULL);
-	if (plan->owns)
-		state->owns = ExecInitExpr(plan->owns, NULL);
-	MemoryContextSwitchTo(old);
+	migrate_row_begin(writer, &state->row);
 	state->bistate = bulk_insert_state(writer->rel);
 	state->flush_cxt = AllocSetContextCreate(writer->attempt, "migrate flush",
 											 ALLOCSET_DEFAULT_SIZES);
@@ -320,61 +181,6 @@ fresh_flush(MigrateWriter *writer)
 	state->bytes = 0;
 }
 
-/* The mapped columns, defaults and nulls of one target row, as a virtual tuple. */
-static void
-fill_slot(MigrateWriter *writer, TupleTableSlot *slot, TupleTableSlot *mapped)
-{
-	FreshState *state = writer->state;
-	FreshPlan  *plan = writer->fresh;
-	MigrateMapping *map = writer->map;
-	ExprContext *econtext = GetPerTupleExprContext(state->estate);
-
-	ExecClearTuple(slot);
-	memset(slot->tts_values, 0, sizeof(Datum) * slot->tts_tupleDescriptor->natts);
-	memset(slot->tts_isnull, true, sizeof(bool) * slot->tts_tupleDescriptor->natts);
-	for (int i = 0; i < map->ncolumns; i++)
-	{
-		slot->tts_values[map->attnums[i] - 1] = mapped->tts_values[i];
-		slot->tts_isnull[map->attnums[i] - 1] = mapped->tts_isnull[i];
-	}
-	for (int i = 0; i < plan->ndefaults; i++)
-	{
-		int			a = plan->default_attnums[i] - 1;
-
-		slot->tts_values[a] = ExecEvalExprSwitchContext(state->defaults[i], econtext,
-														&slot->tts_isnull[a]);
-	}
-	ExecStoreVirtualTuple(slot);
-}
-
-/* What ExecInsert would check of the row. */
-static void
-check_row(MigrateWriter *writer, TupleTableSlot *slot)
-{
-	FreshState *state = writer->state;
-
-	slot->tts_tableOid = RelationGetRelid(writer->rel);
-	if (writer->fresh->generated)
-		ExecComputeStoredGenerated(state->rri, state->estate, slot, CMD_INSERT);
-	if (RelationGetDescr(writer->rel)->constr)
-		ExecConstraints(state->rri, slot, state->estate);
-	if (state->owns)
-	{
-		ExprContext *econtext = GetPerTupleExprContext(state->estate);
-		bool		isnull;
-		Datum		ok;
-
-		econtext->ecxt_scantuple = slot;
-		ok = ExecEvalExprSwitchContext(state->owns, econtext, &isnull);
-		if (isnull || !DatumGetBool(ok))
-			ereport(ERROR,
-					(errcode(ERRCODE_WITH_CHECK_OPTION_VIOLATION),
-					 errmsg("row does not satisfy \"owns\" of the mapping to %s",
-							writer->map->target_name),
-					 errdetail("The predicate is %s.", writer->map->owns)));
-	}
-}
-
 static void
 fresh_put(MigrateWriter *writer, TupleTableSlot *mapped)
 {
@@ -389,10 +195,10 @@ fresh_put(MigrateWriter *writer, TupleTableSlot *mapped)
 		MemoryContextSwitchTo(old);
 	}
 	slot = state->slots[state->nused];
-	ResetPerTupleExprContext(state->estate);
-	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(state->estate));
-	fill_slot(writer, slot, mapped);
-	check_row(writer, slot);
+	ResetPerTupleExprContext(state->row.estate);
+	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(state->row.estate));
+	migrate_row_fill(writer, &state->row, slot, mapped);
+	migrate_row_check(writer, &state->row, slot);
 	MemoryContextSwitchTo(old);
 	/* the values are of this row's memory, the slot lives longer */
 	ExecMaterializeSlot(slot);
@@ -410,7 +216,7 @@ fresh_put(MigrateWriter *writer, TupleTableSlot *mapped)
 bool
 migrate_fresh_takes_tuples(MigrateWriter *writer)
 {
-	FreshPlan  *plan = writer->fresh;
+	MigrateRowPlan *plan = writer->row;
 
 	return plan != NULL && writer->way == &migrate_writer_fresh &&
 		writer->map->straight != NULL && plan->ndefaults == 0 &&
@@ -428,8 +234,8 @@ check_tuple(MigrateWriter *writer, TupleTableSlot *slot, HeapTuple tuple)
 		(constr->num_check == 0 && !HeapTupleHasNulls(tuple)))
 		return;
 	slot->tts_tableOid = RelationGetRelid(writer->rel);
-	ResetPerTupleExprContext(state->estate);
-	ExecConstraints(state->rri, slot, state->estate);
+	ResetPerTupleExprContext(state->row.estate);
+	ExecConstraints(state->row.rri, slot, state->row.estate);
 }
 
 /*
@@ -491,7 +297,7 @@ fresh_finish(MigrateWriter *writer)
 	FreeBulkInsertState(state->bistate);
 	for (int i = 0; i < state->nslots; i++)
 		ExecDropSingleTupleTableSlot(state->slots[i]);
-	FreeExecutorState(state->estate);
+	FreeExecutorState(state->row.estate);
 	return state->written;
 }
 

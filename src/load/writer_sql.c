@@ -29,9 +29,11 @@
  */
 #include "load/load.h"
 
+#include "access/htup_details.h"
 #include "catalog/pg_attribute.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_operator.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -45,12 +47,20 @@
 #include "utils/typcache.h"
 
 #define MAPPED_NAME "migrate_mapped"
+#define GONE_NAME "migrate_gone"
+#define TAKEN_NAME "migrate_taken"
 
 typedef struct SqlState
 {
 	Tuplestorestate *store;
 	TupleDesc	desc;
 	int64		rows;
+
+	/* of sets */
+	Tuplestorestate *gone;		/* keys that go; NULL: none */
+	int64		gone_rows;
+	Tuplestorestate *taken;		/* of the rows in store, what was there */
+	int64		taken_rows;
 } SqlState;
 
 /* ----------------------------------------------------------------
@@ -161,7 +171,10 @@ must_delete_first(MigrateWriter *writer)
 	MigrateMapping *map = writer->map;
 	int			settable = 0;
 
-	if (map->many || partition_key_outside(writer))
+	if (map->many)
+		return true;
+	/* an update moves a row to another partition as well, and loses nothing */
+	if (partition_key_outside(writer) && !(writer->sets && !all_columns_mapped(writer)))
 		return true;
 	for (int i = 0; i < map->ncolumns; i++)
 	{
@@ -275,19 +288,19 @@ update_statement(MigrateWriter *writer)
 }
 
 static char *
-delete_statement(MigrateWriter *writer)
+delete_statement(MigrateWriter *writer, const char *keys)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "DELETE FROM %s USING " MAPPED_NAME " AS migrate_m WHERE ",
-					 rows_of_target(writer));
+	appendStringInfo(&buf, "DELETE FROM %s USING %s AS migrate_m WHERE ",
+					 rows_of_target(writer), keys);
 	append_found(&buf, writer);
 	return buf.data;
 }
 
 static char *
-insert_statement(MigrateWriter *writer, bool only_new)
+insert_statement_where(MigrateWriter *writer, const char *where)
 {
 	MigrateMapping *map = writer->map;
 	StringInfoData buf;
@@ -302,28 +315,94 @@ insert_statement(MigrateWriter *writer, bool only_new)
 	for (int i = 0; i < map->ncolumns; i++)
 		appendStringInfo(&buf, "%smigrate_m.migrate_c%d", i > 0 ? ", " : "", i + 1);
 	appendStringInfoString(&buf, " FROM " MAPPED_NAME " AS migrate_m");
-	if (only_new)
-	{
-		appendStringInfo(&buf, " WHERE NOT EXISTS (SELECT FROM %s WHERE ",
-						 rows_of_target(writer));
-		append_found(&buf, writer);
-		appendStringInfoChar(&buf, ')');
-	}
+	appendStringInfoString(&buf, where);
 	return counted(writer, buf.data);
 }
 
-/* The mapped rows' columns, with names that no column of a target has. */
-static TupleDesc
-mapped_desc(MigrateMapping *map)
+/* Insert all, or only rows whose key is not there. */
+static char *
+insert_statement(MigrateWriter *writer, bool only_new)
 {
-	TupleDesc	desc = CreateTupleDescCopy(map->outdesc);
+	StringInfoData where;
+
+	initStringInfo(&where);
+	if (only_new)
+	{
+		appendStringInfo(&where, " WHERE NOT EXISTS (SELECT FROM %s WHERE ",
+						 rows_of_target(writer));
+		append_found(&where, writer);
+		appendStringInfoChar(&where, ')');
+	}
+	return insert_statement_where(writer, where.data);
+}
+
+/* Names that no column of a target has: of mapped columns, then of keys. */
+static TupleDesc
+named_desc(TupleDesc from, int ncolumns)
+{
+	TupleDesc	desc = CreateTupleDescCopy(from);
 
 	for (int i = 0; i < desc->natts - 1; i++)
 		namestrcpy(&TupleDescAttr(desc, i)->attname,
-				   i < map->ncolumns ? psprintf("migrate_c%d", i + 1) :
-				   psprintf("migrate_k%d", i - map->ncolumns + 1));
+				   i < ncolumns ? psprintf("migrate_c%d", i + 1) :
+				   psprintf("migrate_k%d", i - ncolumns + 1));
 	namestrcpy(&TupleDescAttr(desc, desc->natts - 1)->attname, MIGRATE_ORDINAL);
 	return desc;
+}
+
+/*
+ * For a set that is written anew: what the rows that are taken out have in
+ * columns that are not mapped, and how it comes back.
+ */
+static void
+open_taken(MigrateWriter *writer)
+{
+	MigrateMapping *map = writer->map;
+	MigrateWriterSql *sql = &writer->sql;
+	TupleDesc	desc = RelationGetDescr(writer->rel);
+	StringInfoData take;
+	StringInfoData columns;
+	StringInfoData values;
+	int			n = 0;
+
+	initStringInfo(&take);
+	initStringInfo(&columns);
+	initStringInfo(&values);
+	sql->taken = CreateTemplateTupleDesc(desc->natts + 1);
+	for (int i = 0; i < map->ncolumns; i++)
+	{
+		appendStringInfo(&columns, "%s, ", quote_identifier(map->columns[i]));
+		appendStringInfo(&values, "migrate_m.migrate_c%d, ", i + 1);
+	}
+	for (int a = 1; a <= desc->natts; a++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, a - 1);
+
+		if (att->attisdropped || att->attgenerated != '\0' || is_mapped_column(map, a))
+			continue;
+		n++;
+		TupleDescCopyEntry(sql->taken, n, desc, a);
+		namestrcpy(&TupleDescAttr(sql->taken, n - 1)->attname, psprintf("migrate_t%d", n));
+		appendStringInfo(&take, "%s, ", target_column(writer, NameStr(att->attname)));
+		appendStringInfo(&columns, "%s%s", n > 1 ? ", " : "",
+						 quote_identifier(NameStr(att->attname)));
+		appendStringInfo(&values, "%smigrate_t.migrate_t%d", n > 1 ? ", " : "", n);
+	}
+	TupleDescInitEntry(sql->taken, n + 1, MIGRATE_ORDINAL, INT8OID, -1, 0);
+	sql->taken->natts = n + 1;
+	appendStringInfo(&take, "migrate_m." MIGRATE_ORDINAL " FROM %s, " GONE_NAME
+					 " AS migrate_m WHERE ", rows_of_target(writer));
+	append_found(&take, writer);
+	sql->take = psprintf("SELECT %s", take.data);
+	sql->put_back = counted(writer,
+							psprintf("INSERT INTO %s (%s) OVERRIDING SYSTEM VALUE SELECT %s FROM "
+									 MAPPED_NAME " AS migrate_m JOIN " TAKEN_NAME
+									 " AS migrate_t USING (" MIGRATE_ORDINAL ")",
+									 migrate_writer_target(writer), columns.data, values.data));
+	sql->insert_untaken = insert_statement_where(writer,
+												 " WHERE NOT EXISTS (SELECT FROM " TAKEN_NAME
+												 " AS migrate_t WHERE migrate_t." MIGRATE_ORDINAL
+												 " = migrate_m." MIGRATE_ORDINAL ")");
 }
 
 void
@@ -331,17 +410,24 @@ migrate_writer_sql_open(MigrateWriter *writer)
 {
 	MigrateWriterSql *sql = &writer->sql;
 
-	sql->mapped = mapped_desc(writer->map);
+	sql->mapped = named_desc(writer->map->outdesc, writer->map->ncolumns);
 	sql->insert = insert_statement(writer, false);
 	if (writer->map->nkeys == 0)
 		return;
 	if (must_delete_first(writer))
-		sql->delete = delete_statement(writer);
+		sql->delete = delete_statement(writer, MAPPED_NAME);
 	else
 	{
 		sql->update = update_statement(writer);
 		sql->insert_new = insert_statement(writer, true);
 	}
+	if (!writer->sets)
+		return;
+	writer->served = migrate_index_serves(writer);
+	sql->remove = delete_statement(writer, GONE_NAME);
+	sql->gone = named_desc(writer->map->keysdesc, 0);
+	if (!writer->map->many && !all_columns_mapped(writer))
+		open_taken(writer);
 }
 
 /* ----------------------------------------------------------------
@@ -358,6 +444,35 @@ sql_begin(MigrateWriter *writer)
 	state->desc = writer->sql.mapped;
 }
 
+/* What the row of an ordinal had in columns that are not mapped. */
+static void
+put_taken(MigrateWriter *writer, int64 ord)
+{
+	SqlState   *state = writer->state;
+	TupleDesc	desc = writer->sql.taken;
+	HeapTuple	tuple = writer->taken[writer->ids[ord]];
+	Datum	   *values;
+	bool	   *nulls;
+
+	if (state->taken == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(writer->attempt);
+
+		state->taken = tuplestore_begin_heap(false, false, work_mem);
+		MemoryContextSwitchTo(old);
+	}
+	if (tuple == NULL)
+		return;
+	values = palloc(sizeof(Datum) * desc->natts);
+	nulls = palloc(sizeof(bool) * desc->natts);
+	heap_deform_tuple(tuple, desc, values, nulls);
+	values[desc->natts - 1] = Int64GetDatum(ord);
+	tuplestore_putvalues(state->taken, desc, values, nulls);
+	state->taken_rows++;
+	pfree(values);
+	pfree(nulls);
+}
+
 static void
 sql_put(MigrateWriter *writer, TupleTableSlot *slot)
 {
@@ -365,21 +480,39 @@ sql_put(MigrateWriter *writer, TupleTableSlot *slot)
 
 	tuplestore_puttupleslot(state->store, slot);
 	state->rows++;
+	if (writer->anew && writer->sql.take)
+		put_taken(writer, DatumGetInt64(slot->tts_values[slot->tts_tupleDescriptor->natts - 1]));
 }
 
-/* The rows of this attempt, visible to statements of this SPI level. */
 static void
-register_mapped(SqlState *state)
+sql_remove(MigrateWriter *writer, TupleTableSlot *keys)
+{
+	SqlState   *state = writer->state;
+
+	if (state->gone == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(writer->attempt);
+
+		state->gone = tuplestore_begin_heap(false, false, work_mem);
+		MemoryContextSwitchTo(old);
+	}
+	tuplestore_puttupleslot(state->gone, keys);
+	state->gone_rows++;
+}
+
+/* Rows that are visible to statements of this SPI level. */
+static void
+register_rows(const char *name, TupleDesc desc, Tuplestorestate *store, int64 rows)
 {
 	EphemeralNamedRelation enr = palloc0(sizeof(EphemeralNamedRelationData));
 	int			rc;
 
-	enr->md.name = MAPPED_NAME;
+	enr->md.name = pstrdup(name);
 	enr->md.reliddesc = InvalidOid;
-	enr->md.tupdesc = state->desc;
+	enr->md.tupdesc = desc;
 	enr->md.enrtype = ENR_NAMED_TUPLESTORE;
-	enr->md.enrtuples = state->rows;
-	enr->reldata = state->store;
+	enr->md.enrtuples = rows;
+	enr->reldata = store;
 	rc = SPI_register_relation(enr);
 	if (rc != SPI_OK_REL_REGISTER)
 		elog(ERROR, "could not register mapped rows: %s", SPI_result_code_string(rc));
@@ -435,6 +568,72 @@ check_written(MigrateWriter *writer, int64 written)
 				 errhint("The key must be unique in the target.")));
 }
 
+/*
+ * P17: a set's statement finds each row by the index.  Statistics of a table
+ * that was just filled may say that it is empty, and the cheapest plan then
+ * reads all of it for a row; no other plan is left where an index serves.
+ */
+static void
+plan_for_sets(MigrateWriter *writer)
+{
+	static const char *const off[] = {"enable_seqscan", "enable_hashjoin", "enable_mergejoin"};
+
+	(void) set_config_option("jit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	for (int i = 0; writer->served && i < lengthof(off); i++)
+		(void) set_config_option(off[i], "off", PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
+}
+
+/* Keep what rows that go have in columns that are not mapped. */
+static void
+take_rows(MigrateWriter *writer)
+{
+	MemoryContext mcxt = GetMemoryChunkContext(writer->taken);
+	int			last = writer->sql.taken->natts;
+
+	if (SPI_execute(writer->sql.take, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "rows could not be taken: %s", writer->sql.take);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		bool		isnull;
+		int64		ord = DatumGetInt64(SPI_getbinval(SPI_tuptable->vals[i], SPI_tuptable->tupdesc,
+													  last, &isnull));
+		MemoryContext old = MemoryContextSwitchTo(mcxt);
+
+		writer->taken[writer->ids[ord]] = heap_copytuple(SPI_tuptable->vals[i]);
+		MemoryContextSwitchTo(old);
+	}
+	SPI_freetuptable(SPI_tuptable);
+}
+
+static void
+remove_rows(MigrateWriter *writer)
+{
+	SqlState   *state = writer->state;
+
+	SPI_connect();
+	register_rows(GONE_NAME, writer->sql.gone, state->gone, state->gone_rows);
+	if (writer->taken && writer->sql.take)
+		take_rows(writer);
+	writer->removed += run_statement(writer, writer->sql.remove);
+	SPI_finish();
+	tuplestore_end(state->gone);
+}
+
+/* A set written anew; SPI is connected, the mapped rows are registered. */
+static int64
+write_back(MigrateWriter *writer)
+{
+	SqlState   *state = writer->state;
+
+	if (writer->sql.take == NULL)
+		return run_statement(writer, writer->sql.insert);
+	register_rows(TAKEN_NAME, writer->sql.taken, state->taken, state->taken_rows);
+	return run_statement(writer, writer->sql.put_back) +
+		run_statement(writer, writer->sql.insert_untaken);
+}
+
 static int64
 sql_finish(MigrateWriter *writer)
 {
@@ -449,11 +648,17 @@ sql_finish(MigrateWriter *writer)
 	if (writer->replica)
 		(void) set_config_option("session_replication_role", "replica", PGC_SUSET,
 								 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	if (writer->sets)
+		plan_for_sets(writer);
+	if (state->gone_rows > 0)
+		remove_rows(writer);
 	if (state->rows > 0)
 	{
 		SPI_connect();
-		register_mapped(state);
-		if (writer->insert_only)
+		register_rows(MAPPED_NAME, state->desc, state->store, state->rows);
+		if (writer->anew)
+			written = write_back(writer);
+		else if (writer->insert_only)
 			written = run_statement(writer, sql->insert);
 		else if (sql->update)
 			written = run_statement(writer, sql->update) +
@@ -475,5 +680,6 @@ const MigrateWriterWay migrate_writer_sql = {
 	.name = "statements",
 	.begin = sql_begin,
 	.put = sql_put,
+	.remove = sql_remove,
 	.finish = sql_finish,
 };

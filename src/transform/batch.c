@@ -247,6 +247,27 @@ batch_seek(MigrateBatch *batch, int64 row)
 		elog(ERROR, "batch has no row " INT64_FORMAT, row);
 }
 
+/*
+ * Begin to read the rows in their order; the slot is the caller's to drop.  One
+ * scan at a time.
+ */
+TupleTableSlot *
+migrate_batch_scan(MigrateBatch *batch)
+{
+	if (batch->nrows > 0)
+		batch_seek(batch, 0);
+	return MakeSingleTupleTableSlot(batch->desc, &TTSOpsMinimalTuple);
+}
+
+bool
+migrate_batch_next(MigrateBatch *batch, TupleTableSlot *slot)
+{
+	if (batch->nrows == 0 || !tuplestore_gettupleslot(batch->store, true, false, slot))
+		return false;
+	slot_getallattrs(slot);
+	return true;
+}
+
 /* Copy rows [lo, hi) but those left out (NULL: none) into a new batch. */
 static MigrateBatch *
 batch_copy(MigrateBatch *batch, int64 lo, int64 hi, const uint8 *left_out)
@@ -294,8 +315,8 @@ migrate_batch_pick(MigrateBatch *batch, const uint8 *left_out)
  * Settings under which a value's text is the same whoever reads it, and reads
  * back as the same value.
  */
-static int
-pin_output_settings(void)
+int
+migrate_pin_output(void)
 {
 	static const char *const settings[][2] = {
 		{"search_path", "pg_catalog, pg_temp"},
@@ -393,7 +414,7 @@ try_row_form(MigrateBatch *batch, TupleTableSlot *slot, RowForm form,
 		char	   *row;
 		char	   *key = NULL;
 
-		(void) pin_output_settings();
+		(void) migrate_pin_output();
 		row = form == FORM_JSON ? row_as_json(src, slot) :
 			columns_as_text(src, slot, NULL, src->ncolumns, limit);
 		if (src->nkeys > 0)
@@ -451,4 +472,31 @@ migrate_batch_row_json(MigrateBatch *batch, int64 row,
 		if (try_row_form(batch, slot, (RowForm) form, row_json, key_json))
 			break;
 	ExecDropSingleTupleTableSlot(slot);
+}
+
+/*
+ * The key of every row, for a source that has one.
+ */
+void
+migrate_batch_keys_json(MigrateBatch *batch, MigrateKeyFn fn, void *arg)
+{
+	MigrateSource *src = batch->src;
+	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext, "migrate key texts",
+											   ALLOCSET_DEFAULT_SIZES);
+	int			level = migrate_pin_output();
+	TupleTableSlot *slot = migrate_batch_scan(batch);
+
+	for (int64 row = 0; migrate_batch_next(batch, slot); row++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(mcxt);
+		char	   *key = columns_as_text(src, slot, src->keys, src->nkeys, 0);
+		Datum		json = DirectFunctionCall1(jsonb_in, CStringGetDatum(key));
+
+		fn(row, DatumGetCString(DirectFunctionCall1(jsonb_out, json)), arg);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(mcxt);
+	}
+	ExecDropSingleTupleTableSlot(slot);
+	AtEOXact_GUC(true, level);
+	MemoryContextDelete(mcxt);
 }

@@ -376,6 +376,85 @@ straight_column(Query *query, TargetEntry *tle)
 		strcmp(rte->eref->aliasname, "source") == 0 ? var->varattno - 1 : -1;
 }
 
+/* The sub-select "source" in the range table, from 1. */
+static int
+source_varno(Query *query)
+{
+	int			varno = 0;
+	ListCell   *lc;
+
+	foreach(lc, query->rtable)
+	{
+		RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
+
+		varno++;
+		if (rte->rtekind == RTE_SUBQUERY && strcmp(rte->eref->aliasname, "source") == 0)
+			return varno;
+	}
+	elog(ERROR, "query of a mapping has no source");
+	return 0;
+}
+
+typedef struct ReadsContext
+{
+	int			varno;
+	int			depth;
+	int			ncolumns;
+	Bitmapset  *columns;
+} ReadsContext;
+
+static bool
+reads_walker(Node *node, ReadsContext *context)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, Var))
+	{
+		Var		   *var = (Var *) node;
+
+		if (var->varno == context->varno && var->varlevelsup == context->depth)
+		{
+			if (var->varattno > 0)
+				context->columns = bms_add_member(context->columns, var->varattno - 1);
+			else if (context->ncolumns > 0)
+				context->columns = bms_add_range(context->columns, 0, context->ncolumns - 1);
+		}
+		return false;
+	}
+	if (IsA(node, Query))
+	{
+		bool		result;
+
+		context->depth++;
+		result = query_tree_walker((Query *) node, reads_walker, (void *) context,
+								   QTW_IGNORE_JOINALIASES);
+		context->depth--;
+		return result;
+	}
+	return expression_tree_walker(node, reads_walker, (void *) context);
+}
+
+/* The columns of "source" that a mapping looks at, the key map included. */
+static Bitmapset *
+columns_read(MigrateSource *src, Query *query)
+{
+	ReadsContext context = {source_varno(query), 0, src->ncolumns, NULL};
+
+	(void) query_tree_walker(query, reads_walker, (void *) &context,
+							 QTW_IGNORE_JOINALIASES);
+	return context.columns;
+}
+
+/* The same of the key map alone. */
+static Bitmapset *
+columns_read_by_keys(MigrateSource *src, Query *query)
+{
+	ReadsContext context = {source_varno(query), 0, src->ncolumns, NULL};
+
+	(void) reads_walker((Node *) keys_of(query), &context);
+	return context.columns;
+}
+
 /* Does the query give one row for each row of "source", whatever is in it? */
 static bool
 is_row_for_row(MigrateMapping *map, Query *query)
@@ -412,6 +491,29 @@ find_plain(MigrateMapping *map, Query *query)
 	for (int i = 0; i < map->ncolumns; i++)
 		map->plain[i] = straight_column(query, list_nth_node(TargetEntry,
 															 query->targetList, i));
+}
+
+/* See MigrateMapping.projection. */
+static int *
+find_projection(MigrateMapping *map, Query *query)
+{
+	int		   *projection = palloc(Max(map->ncolumns + map->nkeys, 1) * sizeof(int));
+
+	if (map->plain == NULL)
+		return NULL;
+	for (int i = 0; i < map->ncolumns; i++)
+		projection[i] = map->plain[i];
+	for (int k = 0; k < map->nkeys; k++)
+	{
+		TargetEntry *tle = list_nth_node(TargetEntry, query->targetList, map->ncolumns + k);
+
+		/* one that is cast to its column's type is no plain column here */
+		projection[map->ncolumns + k] = IsA(tle->expr, Var) ? map->key_source[k] : -1;
+	}
+	for (int i = 0; i < map->ncolumns + map->nkeys; i++)
+		if (projection[i] < 0)
+			return NULL;
+	return projection;
 }
 
 /* A relation's row, as a copy. */
@@ -521,6 +623,9 @@ parse_mapping(MigrateMapping *map, MigrateSource *src, const char *text,
 			 map->mapping_id, n, map->ncolumns + map->nkeys + 1);
 	find_plain(map, query);
 	map->straight = find_straight(map, src, query);
+	map->projection = find_projection(map, query);
+	map->reads = columns_read(src, query);
+	map->key_reads = keys_of(query) ? columns_read_by_keys(src, query) : NULL;
 	free_parsestate(pstate);
 	return query;
 }
@@ -655,12 +760,50 @@ receive_nothing(DestReceiver *self)
 }
 
 /*
- * Run over a batch.  Each row goes to dest, a slot of outdesc.  The current
- * user is the owner, session_replication_role is origin (P13).
+ * The key map alone, see migrate.h; after migrate_mapping_compile, in the same
+ * memory context.
  */
 void
-migrate_mapping_run(MigrateMapping *map, MigrateBatch *batch, MigrateRowFn dest,
-					void *arg)
+migrate_mapping_compile_keys(MigrateMapping *map, MigrateSource *src)
+{
+	MigrateBatch *shape = migrate_batch_create(src);
+	QueryEnvironment *env = batch_environment(shape->desc, NULL, 0);
+	StringInfoData sql;
+	ParseState *pstate = make_parsestate(NULL);
+	Query	   *query;
+	int			level;
+
+	initStringInfo(&sql);
+	appendStringInfoString(&sql, "SELECT ");
+	for (int k = 0; k < map->nkeys; k++)
+		appendStringInfo(&sql, KEYS_ALIAS ".migrate_key_%d, ", k + 1);
+	appendStringInfoString(&sql, MIGRATE_BATCH_NAME "." MIGRATE_ORDINAL " AS "
+						   MIGRATE_ORDINAL " ");
+	appendStringInfoString(&sql, batch_from_clause(map, src));
+
+	level = enter_settings(map);
+	PushActiveSnapshot(GetTransactionSnapshot());
+	pstate->p_sourcetext = sql.data;
+	pstate->p_queryEnv = env;
+	pstate->p_resolve_unknowns = false;
+	query = transformTopLevelStmt(pstate, linitial_node(RawStmt,
+														raw_parser(sql.data, RAW_PARSE_DEFAULT)));
+	for (int k = 0; k < map->nkeys; k++)
+		coerce_column(pstate, list_nth_node(TargetEntry, query->targetList, k), map,
+					  map->key_columns[k], map->key_attnums[k]);
+	free_parsestate(pstate);
+	query = linitial_node(Query, QueryRewrite(query));
+	map->keys_plan = pg_plan_query(query, sql.data, 0, NULL);
+	map->keysdesc = ExecCleanTypeFromTL(map->keys_plan->planTree->targetlist);
+	PopActiveSnapshot();
+	AtEOXact_GUC(true, level);
+	migrate_batch_free(shape);
+}
+
+/* Run a plan over a batch. */
+static void
+run_plan(MigrateMapping *map, PlannedStmt *plan, MigrateBatch *batch,
+		 MigrateRowFn dest, void *arg)
 {
 	RowReceiver receiver = {
 		{receive_row, receive_startup, receive_nothing, receive_nothing, DestNone},
@@ -674,13 +817,10 @@ migrate_mapping_run(MigrateMapping *map, MigrateBatch *batch, MigrateRowFn dest,
 	QueryEnvironment *env = batch_environment(batch->desc, migrate_batch_store(batch),
 											  batch->nrows);
 	QueryDesc  *desc;
-	int			size = 0;
 
-	while (batch->nrows > class_most[size])
-		size++;
 	CommandCounterIncrement();
 	PushActiveSnapshot(GetTransactionSnapshot());
-	desc = CreateQueryDesc(map->plans[size], map->query, GetActiveSnapshot(),
+	desc = CreateQueryDesc(plan, map->query, GetActiveSnapshot(),
 						   InvalidSnapshot, &receiver.pub, NULL, env, 0);
 	ExecutorStart(desc, 0);
 	migrate_executor_run(desc, ForwardScanDirection, 0);
@@ -691,6 +831,66 @@ migrate_mapping_run(MigrateMapping *map, MigrateBatch *batch, MigrateRowFn dest,
 	AtEOXact_GUC(true, level);
 	MemoryContextSwitchTo(oldcxt);
 	MemoryContextDelete(mcxt);
+}
+
+/*
+ * The same without the executor: each output column but the ordinal is a
+ * column of the batch.
+ */
+static void
+run_projection(TupleDesc desc, const int *columns, MigrateBatch *batch,
+			   MigrateRowFn dest, void *arg)
+{
+	TupleTableSlot *in = migrate_batch_scan(batch);
+	TupleTableSlot *out = MakeSingleTupleTableSlot(desc, &TTSOpsVirtual);
+	int			n = desc->natts - 1;
+	int			ord = batch->desc->natts - 1;
+
+	while (migrate_batch_next(batch, in))
+	{
+		ExecClearTuple(out);
+		for (int i = 0; i < n; i++)
+		{
+			out->tts_values[i] = in->tts_values[columns[i]];
+			out->tts_isnull[i] = in->tts_isnull[columns[i]];
+		}
+		out->tts_values[n] = in->tts_values[ord];
+		out->tts_isnull[n] = false;
+		ExecStoreVirtualTuple(out);
+		dest(out, arg);
+	}
+	ExecDropSingleTupleTableSlot(out);
+	ExecDropSingleTupleTableSlot(in);
+}
+
+/*
+ * Run over a batch.  Each row goes to dest, a slot of outdesc.  The current
+ * user is the owner, session_replication_role is origin (P13).
+ */
+void
+migrate_mapping_run(MigrateMapping *map, MigrateBatch *batch, MigrateRowFn dest,
+					void *arg)
+{
+	int			size = 0;
+
+	if (map->projection)
+	{
+		run_projection(map->outdesc, map->projection, batch, dest, arg);
+		return;
+	}
+	while (batch->nrows > class_most[size])
+		size++;
+	run_plan(map, map->plans[size], batch, dest, arg);
+}
+
+void
+migrate_mapping_run_keys(MigrateMapping *map, MigrateBatch *batch, MigrateRowFn dest,
+						 void *arg)
+{
+	if (map->projection)
+		run_projection(map->keysdesc, map->projection + map->ncolumns, batch, dest, arg);
+	else
+		run_plan(map, map->keys_plan, batch, dest, arg);
 }
 
 /*
