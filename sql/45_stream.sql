@@ -79,3 +79,10 @@ LANGUAGE C VOLATILE STRICT SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'migrate_stream_leave';
 COMMENT ON FUNCTION migrate._stream_leave(int) IS
 	'take a job off its stream: the last one drops slot and publication on the source (not those that the DBA made) and the spool here, else tables that no other job reads leave the publication. Returns the statements for what could not be removed, with the reason as a notice; nothing when the job has no stream. Errors: 55006 the capture worker does not end';
+
+CREATE FUNCTION migrate._spool_messages(stream_id int, seq bigint)
+RETURNS TABLE (seq bigint, kind "char", message bytea)
+LANGUAGE C VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'migrate_spool_messages';
+COMMENT ON FUNCTION migrate._spool_messages(int, bigint) IS
+	'the messages of a stream''s spool in commit order, from a row of it on, as the source sent them (manual, "Logical Replication Message Formats"). Errors: 55000 the row is not kept any more';
