@@ -21,11 +21,13 @@ AS $$
 		(1, 'job', false, '{owner,user_mapping,tables,worker_slots,launcher}'),
 		(2, 'source', true, '{connection,source_version,encoding,source_table,source_privilege,row_security,source_key,
 			source_kind,inheritance,types,generated_column}'),
-		(3, 'schema', true, '{not_moved,large_objects,grants,extension,foreign_key_target}'),
-		(4, 'target', false, '{foreign_table,target,target_privilege,target_owner,target_row_security,target_empty,
+		(3, 'capture', true, '{capture,capture_server,capture_role,capture_slot,publication,replica_identity,stream_key,stream_column,
+			open_transactions,source_wal}'),
+		(4, 'schema', true, '{not_moved,large_objects,grants,extension,foreign_key_target}'),
+		(5, 'target', false, '{foreign_table,target,target_privilege,target_owner,target_row_security,target_empty,
 			target_indexes,target_triggers}'),
-		(5, 'definitions', true, '{target_definition_diff}'),
-		(6, 'mappings', false, '{mapping,reads,key_map,key_index,sample,columns_left}')) c(ord, part, remote, names)
+		(6, 'definitions', true, '{target_definition_diff}'),
+		(7, 'mappings', false, '{mapping,reads,key_map,key_index,sample,columns_left}')) c(ord, part, remote, names)
 	CROSS JOIN LATERAL unnest(c.names::text[]) WITH ORDINALITY u(n, pos)
 	ORDER BY c.ord, u.pos
 $$;

@@ -342,7 +342,7 @@ tables_to_publish(MigrateJob *job, MigrateStream *stream, MigrateConn *conn)
 	if (sql == NULL)
 		return NULL;
 	return migrate_exec_value(conn,
-							  psprintf("SELECT string_agg(CASE WHEN q.only THEN 'ONLY ' ELSE '' END || format('%%I.%%I', q.s, q.t), ', ')"
+							  psprintf("SELECT string_agg(CASE WHEN q.solo THEN 'ONLY ' ELSE '' END || format('%%I.%%I', q.s, q.t), ', ')"
 									   " FROM (%s) q WHERE NOT EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid"
 									   "  WHERE p.pubname = %s AND r.prrelid = q.oid)",
 									   sql, quote_literal_cstr(stream->publication)));
