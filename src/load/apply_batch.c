@@ -348,7 +348,11 @@ static bool
 finish_batch(ApplyWorker *w, TimestampTz begin)
 {
 	if (w->dirty != NIL)
+	{
+		migrate_fault("apply-collected");
 		migrate_collect_flush(w);
+		migrate_fault("apply-written");
+	}
 	if (!w->written && !(w->consistent_lsn > w->applied_lsn && w->consistent_lsn <= w->end_lsn) &&
 		!TimestampDifferenceExceeds(w->position_at, begin, IDLE_INTERVAL))
 		return false;
@@ -377,9 +381,10 @@ migrate_apply_batch(ApplyWorker *w)
 	read_batch(w);
 	if (w->transactions > 0)
 	{
+		migrate_fault("apply-read");
 		position = finish_batch(w, begin);
 		if (position)
-			migrate_fault("apply-written");
+			migrate_fault("apply-commit");
 	}
 	CommitTransactionCommand();
 	if (position)
