@@ -66,7 +66,7 @@ note_end(MigrateJob *job)
 
 	pfree(apply.handle);
 	apply.handle = NULL;
-	if (orderly || migrate_shared->stop || migrate_shared->live.stop || job == NULL)
+	if (orderly || migrate_shared->live.stop || job == NULL)
 	{
 		apply.deaths = 0;
 		apply.not_before = 0;

@@ -58,6 +58,7 @@ slot_end(int code, Datum arg)
 		SpinLockRelease(&migrate_shared->mutex);
 		ConditionVariableBroadcast(&migrate_shared->changed);
 		migrate_wake_loaders();
+		migrate_wake_pid(migrate_shared->slots[MIGRATE_APPLY_SLOT].pid);
 	}
 	else
 		migrate_wake_job_worker();

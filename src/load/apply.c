@@ -88,8 +88,8 @@ static int64 rate_changes = 0;
 static bool
 must_leave(void)
 {
-	return migrate_shared->stop || migrate_shared->live.stop ||
-		migrate_shared->job_worker_pid == 0;
+	/* MigrateShared.stop is for loaders, who are not needed while streaming */
+	return migrate_shared->live.stop || migrate_shared->job_worker_pid == 0;
 }
 
 /* ----------------------------------------------------------------

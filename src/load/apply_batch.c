@@ -162,7 +162,7 @@ is_full(ApplyWorker *w)
 	if (w->transactions == 0)
 		return false;
 	return w->changes >= rows || w->bytes >= w->job->apply_bytes ||
-		migrate_shared->live.hold || migrate_shared->live.stop || migrate_shared->stop;
+		migrate_shared->live.hold || migrate_shared->live.stop;
 }
 
 /*
