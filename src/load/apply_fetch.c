@@ -23,6 +23,7 @@
 #include "common/hashfn.h"
 #include "executor/tuptable.h"
 #include "miscadmin.h"
+#include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -190,10 +191,14 @@ try_range(Fetch *fetch, MigrateRange *range)
 static void
 bury_unreadable(Fetch *fetch, int64 number, MigrateRange *range, ErrorData *edata)
 {
+	MigrateSource *src = fetch->applier->src;
 	char	   *key;
+	char	   *row;
 	char	   *raw;
 
-	migrate_range_raw(fetch->conn, fetch->applier->src, range, &key, &raw);
+	range->relation = quote_qualified_identifier(src->remote_schema, src->remote_table);
+	migrate_range_raw(fetch->conn, src, range, &key, &raw);
+	migrate_batch_row_json(fetch->asked, number, &row, &key);
 	migrate_apply_unreadable(fetch->applier, key, raw, edata);
 	fetch->counts->dead += list_length(fetch->applier->targets);
 	migrate_set_bit(fetch->result->found, number);

@@ -316,7 +316,7 @@ is_conflict(Attempt *attempt, ErrorData *edata)
 {
 	return (edata->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ||
 			edata->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION) &&
-		!attempt->remove && !attempt->is_double &&
+		!attempt->remove && !attempt->is_double && !attempt->set->target->writer->insert_only &&
 		strcmp(attempt->stage, STAGE_WRITE) == 0;
 }
 
@@ -339,8 +339,8 @@ bury_row(Attempt *attempt, ErrorData *edata)
 	migrate_set_bit(set->dead, letter->number);
 	migrate_writer_keys_forget(set->target->writer, letter->number);
 	MemoryContextSwitchTo(old);
-	if (attempt->remove || attempt->is_double ||
-		set->phase == APPLY_ANEW)
+	if (attempt->remove || attempt->is_double || set->phase == APPLY_ANEW ||
+		set->target->writer->insert_only)
 		return;
 	attempt->remove = true;
 	attempt->seen = NULL;

@@ -99,6 +99,9 @@ migrate_set_bit(uint8 *bits, int64 i)
 /* apply_write.c */
 extern void migrate_applier_hold(MigrateApplier *applier);
 extern void migrate_applier_release(MigrateApplier *applier);
+extern MemoryContext migrate_call_begin(MigrateApplier *applier);
+extern void migrate_call_end(MigrateApplier *applier, MemoryContext caller);
+extern void migrate_set_close(ApplySet *set, MigrateApplyCounts *counts);
 
 /* apply_set.c */
 extern ApplySet *migrate_set_new(MigrateApplier *applier, ApplyTarget *target,

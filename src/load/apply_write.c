@@ -158,10 +158,9 @@ open_target(MigrateApplier *applier, MigrateMapping *map)
 	target->map = map;
 	migrate_mapping_compile(map, applier->src);
 	if (applier->src->nkeys > 0)
-	{
 		check_key_map(applier, map);
+	if (map->nkeys > 0)
 		migrate_mapping_compile_keys(map, applier->src);
-	}
 	target->writer = migrate_writer_open_sets(map, applier->src);
 	applier->targets = lappend(applier->targets, target);
 	old = MemoryContextSwitchTo(applier->mcxt);
@@ -375,8 +374,8 @@ supersede(MigrateApplier *applier, MigrateBatch *rows, MigrateApplyCounts *count
 }
 
 /* Count a set that is done, and write down its letters. */
-static void
-close_set(ApplySet *set, MigrateApplyCounts *counts)
+void
+migrate_set_close(ApplySet *set, MigrateApplyCounts *counts)
 {
 	migrate_letters_insert(set);
 	counts->upserts += set->written;
@@ -396,13 +395,13 @@ remove_keys(MigrateApplier *applier, MigrateBatch *keys, MigrateApplyCounts *cou
 		ApplySet   *set = migrate_set_new(applier, lfirst(lc), keys, NULL, true);
 
 		(void) migrate_set_write(set);
-		close_set(set, counts);
+		migrate_set_close(set, counts);
 	}
 }
 
-/* The memory of a call, and the targets; to be ended by end_call(). */
-static MemoryContext
-begin_call(MigrateApplier *applier)
+/* The memory of a call, and the targets; to be ended by migrate_call_end(). */
+MemoryContext
+migrate_call_begin(MigrateApplier *applier)
 {
 	MemoryContext mcxt;
 
@@ -412,8 +411,8 @@ begin_call(MigrateApplier *applier)
 	return MemoryContextSwitchTo(mcxt);
 }
 
-static void
-end_call(MigrateApplier *applier, MemoryContext caller)
+void
+migrate_call_end(MigrateApplier *applier, MemoryContext caller)
 {
 	MemoryContext mcxt = MemoryContextSwitchTo(caller);
 
@@ -429,10 +428,10 @@ migrate_apply_gone(MigrateApplier *applier, MigrateApplySet *set,
 
 	if (set->gone == NULL || set->gone->nrows == 0)
 		return;
-	caller = begin_call(applier);
+	caller = migrate_call_begin(applier);
 	supersede(applier, set->gone, counts);
 	remove_keys(applier, set->gone, counts);
-	end_call(applier, caller);
+	migrate_call_end(applier, caller);
 }
 
 /* ----------------------------------------------------------------
@@ -588,7 +587,7 @@ write_missing(MigrateApplier *applier, List *sets, MigrateBatch *rows,
 	remove_not_found(applier, rows, wanted, fetch.found, counts);
 	/* mappings that had all of them write the same again, or what is newer */
 	foreach(lc, write_rows(applier, fetch.rows, NULL))
-		close_set(lfirst(lc), counts);
+		migrate_set_close(lfirst(lc), counts);
 }
 
 void
@@ -605,7 +604,7 @@ migrate_apply_images(MigrateApplier *applier, MigrateApplySet *set,
 
 	if (rows == NULL || rows->nrows == 0)
 		return;
-	caller = begin_call(applier);
+	caller = migrate_call_begin(applier);
 	supersede(applier, rows, counts);
 	needed = needed_first(applier, rows, unknown);
 	if (needed)
@@ -619,12 +618,12 @@ migrate_apply_images(MigrateApplier *applier, MigrateApplySet *set,
 	sets = write_rows(applier, rows, unknown);
 	foreach(lc, sets)
 	{
-		close_set(lfirst(lc), counts);
+		migrate_set_close(lfirst(lc), counts);
 		nmissing += ((ApplySet *) lfirst(lc))->nmissing;
 	}
 	if (nmissing > 0)
 		write_missing(applier, sets, rows, conn(conn_arg), counts);
-	end_call(applier, caller);
+	migrate_call_end(applier, caller);
 }
 
 /* ----------------------------------------------------------------
@@ -644,7 +643,7 @@ migrate_apply_unreadable(MigrateApplier *applier, const char *key, const char *r
 
 	/* also called from within migrate_apply_images */
 	if (!held)
-		caller = begin_call(applier);
+		caller = migrate_call_begin(applier);
 	if (key && applier->src->nkeys > 0)
 	{
 		row = migrate_batch_create(applier->src);
@@ -658,5 +657,5 @@ migrate_apply_unreadable(MigrateApplier *applier, const char *key, const char *r
 	foreach(lc, applier->targets)
 		migrate_letter_insert(applier, lfirst(lc), "read", key, NULL, raw, edata);
 	if (!held)
-		end_call(applier, caller);
+		migrate_call_end(applier, caller);
 }

@@ -19,8 +19,11 @@
  * has changed.
  *
  * All in the caller's transaction, with the rights of the job's owner; a crash
- * leaves the letters open.  With live capture only the apply worker may write
- * to a target (P14); replay will queue the keys to it then.
+ * leaves the letters open.  Where the job follows its source live, replay takes
+ * the writer lock before it fetches anything and keeps it until the end, so
+ * that apply writes nothing between the two (P14).  What is fetched may be
+ * ahead of what is applied; the changes between are applied later, and end
+ * with the same row.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -39,6 +42,7 @@
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
+#include "apply.h"
 #include "doubles.h"
 #include "refetch.h"
 
@@ -530,6 +534,9 @@ replay_all(Replay *replay)
 	List	   *letters;
 	ListCell   *lc;
 
+	/* before any letter is locked, since apply locks them under it */
+	if (replay->job->live)
+		migrate_writer_lock(replay->job->job_id);
 	SPI_connect();
 	check_target(replay);
 	check_ids(replay);

@@ -76,10 +76,10 @@ open_writer(MigrateMapping *map, MigrateSource *src, bool fresh_allowed, bool se
 	check_relkind(writer->rel);
 	/* P13: never for a table that is not the owner's */
 	writer->replica = migrate_owns_relation(map->target, GetUserId());
-	writer->insert_only = fresh_allowed || map->nkeys == 0;
+	writer->insert_only = fresh_allowed || map->nkeys == 0 || (sets && src->nkeys == 0);
 	migrate_writer_keys_open(writer);
 	writer->sets = sets;
-	if (sets && migrate_index_possible(writer))
+	if (sets && !writer->insert_only && migrate_index_possible(writer))
 		writer->way = &migrate_writer_index;
 	else if (fresh_allowed && migrate_fresh_possible(writer))
 		writer->way = &migrate_writer_fresh;
