@@ -1,45 +1,6 @@
 /*
- * Live jobs: where they stand in the stream, and what ends them or begins them
- * anew.
+ * Live jobs: what ends them, and what begins them anew.
  */
-
-/*
- * The row of the spool from which to read when everything that committed up to
- * a position is to be left out.  A row may hold the end of one transaction and
- * the begin of the next, so the last that ends at or before it is read again.
- */
-CREATE FUNCTION migrate._spool_seq_at(stream_id int, lsn pg_lsn) RETURNS bigint
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-	s		record;
-	found_seq bigint;
-BEGIN
-	FOR s IN SELECT g.relation::regclass AS relation, g.first_seq FROM migrate.spool_segment g
-			 WHERE g.stream_id = _spool_seq_at.stream_id ORDER BY g.segment_no DESC
-	LOOP
-		EXECUTE format('SELECT max(r.seq) FROM %s r WHERE r.lsn <= $1', s.relation)
-			INTO found_seq USING lsn;
-		IF found_seq IS NOT NULL THEN
-			RETURN found_seq;
-		END IF;
-	END LOOP;
-	RETURN coalesce(s.first_seq, (SELECT p.spooled_seq + 1 FROM migrate.stream_position p
-								  WHERE p.stream_id = _spool_seq_at.stream_id), 1);
-END
-$$;
-COMMENT ON FUNCTION migrate._spool_seq_at(int, pg_lsn) IS
-	'the row of a stream''s spool in which what commits after a position begins, or an earlier one';
-
-CREATE FUNCTION migrate._stand_at_start(job_id int) RETURNS void
-LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
-	INSERT INTO migrate.apply_position (job_id, applied_lsn, next_seq)
-	SELECT s.job_id, s.start_lsn, migrate._spool_seq_at(s.stream_id, s.start_lsn)
-	FROM migrate.job_stream s
-	WHERE s.job_id = $1 AND s.joined
-	  AND NOT EXISTS (SELECT FROM migrate.apply_position a WHERE a.job_id = $1)
-$$;
-COMMENT ON FUNCTION migrate._stand_at_start(int) IS
-	'make the apply position of a job that has joined its stream, where the stream begins; nothing when there is one';
 
 /* ----------------------------------------------------------------
  * migrate_finish

@@ -245,10 +245,16 @@ turn_cancel(void)
 	return TURN_AGAIN;			/* and leave from there */
 }
 
-/* copied, finished, failed, cancelled, or the job was dropped */
+/*
+ * copied, finished, failed, cancelled, or the job was dropped (NULL).  Of one
+ * that failed, the source's changes are still taken in.
+ */
 static MigrateTurn
-turn_end(bool at_once)
+turn_end(MigrateJob *job, bool at_once)
 {
+	if (job && job->live && strcmp(job->state, "failed") == 0)
+		migrate_capture_ensure(job);
+	MemoryContextSwitchTo(me.cxt);
 	if (!workers_ended(at_once))
 		return TURN_WAIT;
 	return leave(NULL) ? TURN_LEAVE : TURN_AGAIN;
@@ -399,13 +405,13 @@ turn(void)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(me.cxt);
 	if (job == NULL)
-		return turn_end(true);
+		return turn_end(NULL, true);
 	migrate_loaders_reap(job);
 	migrate_throttle_limits(job);
 	migrate_fault("job-turn");
 
 	if (!state_works(job->state))
-		return turn_end(strcmp(job->state, "copied") != 0 &&
+		return turn_end(job, strcmp(job->state, "copied") != 0 &&
 						strcmp(job->state, "finished") != 0);
 	if (strcmp(job->wanted, "cancel") == 0)
 		return turn_cancel();

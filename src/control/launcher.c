@@ -51,6 +51,7 @@
 #include "utils/snapmgr.h"
 
 #include "control/control.h"
+#include "extract/stream.h"
 
 PGDLLEXPORT void migrate_launcher_main(Datum main_arg);
 PGDLLEXPORT void migrate_starter_main(Datum main_arg);
@@ -341,7 +342,9 @@ extension_is_here(void)
 }
 
 /*
- * Find what should run and does not.  Owners that are gone or, where that
+ * Find what should run and does not: jobs, and the capture worker of a job that
+ * is paused or has failed, which its job worker starts before it leaves again.
+ * Owners that are gone or, where that
  * matters, cannot log in are left out: the worker would only die.
  */
 static void
@@ -350,10 +353,14 @@ find_jobs(void)
 	SPITupleTable *table;
 	uint64		n;
 
-	migrate_spi_exec("SELECT j.job_id, j.owner, j.job FROM migrate.job j"
-					 " JOIN migrate.job_state s USING (state)"
+	migrate_spi_exec("SELECT j.job_id, j.owner, j.job,"
+					 " CASE WHEN s.works AND j.wanted IN ('run', 'cancel') THEN 0 ELSE m.stream_id END"
+					 " FROM migrate.job j JOIN migrate.job_state s USING (state)"
 					 " JOIN pg_catalog.pg_roles r ON r.oid = j.owner"
-					 " WHERE s.works AND j.wanted IN ('run', 'cancel')"
+					 " LEFT JOIN (migrate.job_stream js JOIN migrate.stream m USING (stream_id))"
+					 "  ON js.job_id = j.job_id AND m.state = 'running'"
+					 " WHERE (s.works AND j.wanted IN ('run', 'cancel')"
+					 "  OR m.stream_id IS NOT NULL AND (j.state = 'failed' OR s.works AND j.wanted = 'pause'))"
 					 " AND " MIGRATE_ROLE_CAN_CONNECT " ORDER BY 1",
 					 0, NULL, NULL, NULL, SPI_OK_SELECT);
 	table = SPI_tuptable;
@@ -367,7 +374,10 @@ find_jobs(void)
 			.xid = InvalidTransactionId,
 		};
 
-		if (migrate_job_alive(args.job_id))
+		int			stream_id = atoi(SPI_getvalue(table->vals[i], table->tupdesc, 4));
+
+		if (migrate_job_alive(args.job_id) ||
+			(stream_id > 0 && migrate_capture_alive(stream_id)))
 			continue;
 		launcher->found[launcher->nfound].args = args;
 		migrate_clip(launcher->found[launcher->nfound].name, BGW_MAXLEN,

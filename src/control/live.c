@@ -127,7 +127,7 @@ load_state(LiveState *live)
  */
 
 /*
- * Join the stream (P3), and stand where it begins: from here on the spool
+ * Join the stream (P3), which makes the apply position: from there on the spool
  * keeps what comes.  False: it waits for something.
  */
 bool
@@ -142,12 +142,6 @@ migrate_live_prepare(MigrateJob *job)
 		MemoryContextSwitchTo(me.cxt);
 		return false;
 	}
-	MemoryContextSwitchTo(me.cxt);
-	StartTransactionCommand();
-	migrate_spi_begin();
-	migrate_job_exec("SELECT migrate._stand_at_start($1)", SPI_OK_SELECT);
-	migrate_spi_end();
-	CommitTransactionCommand();
 	MemoryContextSwitchTo(me.cxt);
 	migrate_fault("stream-joined");
 	return true;
@@ -239,7 +233,6 @@ settle(MigrateJob *job)
 	values[1] = CStringGetTextDatum(position);
 	migrate_spi_begin();
 	migrate_job_exec("SELECT FROM migrate.job WHERE job_id = $1 FOR SHARE", SPI_OK_SELECT);
-	migrate_job_exec("SELECT migrate._stand_at_start($1)", SPI_OK_SELECT);
 	migrate_spi_exec("UPDATE migrate.job_stream s SET rechecked = false, consistent_lsn ="
 					 " greatest($2::pg_lsn, (SELECT max(c.source_lsn) FROM migrate.chunk c"
 					 "  WHERE c.job_id = $1 AND c.state = 'done'))"
@@ -436,7 +429,7 @@ migrate_turn_catch_up(MigrateJob *job)
 
 	if (!load_state(&live))
 		elog(ERROR, "job %d has no stream", me.job_id);
-	if (live.consistent_lsn == InvalidXLogRecPtr || live.applied_lsn == InvalidXLogRecPtr)
+	if (live.consistent_lsn == InvalidXLogRecPtr)
 	{
 		settle(job);
 		return TURN_AGAIN;

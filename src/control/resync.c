@@ -170,15 +170,13 @@ set_back(MigrateJob *job, MigrateStream *stream, bool renew)
  * is about to.
  */
 static bool
-stream_is_ours(MigrateStream *stream)
+stream_is_ours(void)
 {
 	bool		same;
 
-	if (strcmp(stream->state, "new") == 0)
-		return false;
 	StartTransactionCommand();
 	migrate_spi_begin();
-	migrate_job_exec("SELECT (js.generation = s.generation)::int FROM migrate.job_stream js"
+	migrate_job_exec("SELECT (js.generation = s.generation AND s.state <> 'new')::int FROM migrate.job_stream js"
 					 " JOIN migrate.stream s USING (stream_id) WHERE js.job_id = $1",
 					 SPI_OK_SELECT);
 	same = migrate_spi_int64(0, 0, 0) != 0;
@@ -198,7 +196,6 @@ plan_tables(void)
 {
 	StartTransactionCommand();
 	migrate_spi_begin();
-	migrate_job_exec("SELECT migrate._stand_at_start($1)", SPI_OK_SELECT);
 	migrate_job_exec("INSERT INTO migrate.resync_table (job_id, mapping_id, method)"
 					 " SELECT m.job_id, m.mapping_id, CASE WHEN s.key_columns <> '{}'"
 					 "  AND NOT EXISTS (SELECT FROM migrate.mapping k WHERE k.source_id = s.source_id"
@@ -234,7 +231,12 @@ turn_slot(MigrateJob *job, bool renewed)
 	MemoryContextSwitchTo(me.cxt);
 	if (stream && !renewed)
 	{
-		bool		renew = stream_is_ours(stream);
+		bool		renew;
+
+		/* one job after the other; given back when it has joined */
+		if (!migrate_worker_lock(MIGRATE_LOCK_STREAM, stream->stream_id))
+			return TURN_WAIT;
+		renew = stream_is_ours();
 
 		if (renew && !capture_ended(stream))
 			return TURN_WAIT;
