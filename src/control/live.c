@@ -354,7 +354,14 @@ apply_is_in_trouble(MigrateJob *job)
 	memcpy(message, slot->last_error, sizeof(message));
 	SpinLockRelease(&migrate_shared->mutex);
 	if (errors == 0 || sqlstate[0] == '\0')
-		return false;
+	{
+		since = migrate_apply_dying_since();
+		if (since == 0 ||
+			!TimestampDifferenceExceeds(since, GetCurrentTimestamp(), job->retry_time_ms))
+			return false;
+		migrate_job_fail("58000", "the apply worker keeps ending unexpectedly, see the server log");
+		return true;
+	}
 	if (migrate_error_is_transient(sqlstate) ?
 		!TimestampDifferenceExceeds(since, GetCurrentTimestamp(), job->retry_time_ms) :
 		errors < APPLY_LASTING_ERRORS)
