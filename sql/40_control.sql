@@ -41,14 +41,10 @@ DECLARE
 	obstacle text;
 BEGIN
 	IF wish <> 'none' AND migrate._option(j.job_id, 'content') <> 'definitions' THEN
-		IF to_regprocedure('migrate._capture_obstacle(int)') IS NULL THEN
-			obstacle := 'it is not there yet';
-		ELSE
-			obstacle := migrate._capture_obstacle(j.job_id);
-		END IF;
+		obstacle := migrate._capture_obstacle(j.job_id);
 		IF obstacle IS NULL OR wish = 'logical' THEN
 			kind := 'logical';
-		ELSIF obstacle <> 'it is not there yet' THEN
+		ELSE
 			RAISE WARNING 'job "%" copies once, changes made meanwhile and later are not followed', j.job
 				USING DETAIL = obstacle,
 					  HINT = 'See check "capture" of migrate_preflight. With option capture none this is not tried.';
