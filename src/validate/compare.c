@@ -659,6 +659,32 @@ record_all(Comparison *cmp)
 }
 
 /*
+ * Compare both sides' buckets.  Those that differ, in an array by bucket, or
+ * NULL when none does; the counts of rows are in *result.  Rows that cannot be
+ * mapped or read make everything differ, since they are in no bucket.
+ */
+bool *
+validate_differing(ValidateEnds *ends, ValidateLevel level, ValidateResult *result)
+{
+	Comparison	cmp = {.ends = ends,.level = level,.result = result,
+	.mcxt = CurrentMemoryContext};
+	bool	   *differ;
+	bool		any;
+
+	memset(result, 0, sizeof(*result));
+	validate_plan(ends, level);
+	cmp.plan = ends->plan;
+	result->digest = validate_digest_names[cmp.plan->digest];
+	any = compare_buckets(&cmp);
+	if (!any && cmp.n_failed == 0)
+		return NULL;
+	differ = palloc(sizeof(bool) * (cmp.plan->nbuckets + 1));
+	for (int i = 0; i <= cmp.plan->nbuckets; i++)
+		differ[i] = cmp.n_failed > 0 || bucket_differs(&cmp, i);
+	return differ;
+}
+
+/*
  * Compare both sides at the level checksum or full, and record what differs.
  */
 void

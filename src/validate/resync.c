@@ -2,9 +2,11 @@
  *
  * resync.c
  *	  Bring the target of one mapping in line with its source, writing only
- *	  what differs: the work of migrate_resync on one table.
+ *	  what differs: the work of migrate_resync and migrate_repair on one table.
  *
- *	  1. Both sides are read and hashed as for a validation.  Each row gives a
+ *	  0. Both sides are compared as for a validation, bucket by bucket; what
+ *		 follows is about the rows of buckets that differ.
+ *	  1. They are read and hashed.  Each row gives a
  *		 tuple (hash of its key, hash of the row, side), and a sort, on disk
  *		 where it is large, brings the rows of one key together.
  *	  2. Keys whose rows differ are gathered from the sorted tuples, a slice at
@@ -12,17 +14,19 @@
  *	  3. For a slice both sides are read once more.  Keys that the source does
  *		 not have, or in another number of rows, are deleted from the target;
  *		 then the source's rows of all keys of the slice are written, through
- *		 the mapping, as the copy does it.
+ *		 the mapping, as the copy does it.  Where rows have no key, so many
+ *		 of each are deleted or written as there are too many or too few.
  *
  * So nothing is written that is not different, memory is bounded by settings,
  * and a table without differences is read once.
  *
- * The source goes on meanwhile.  What changes after the new slot was made is in
- * the stream, whichever image was read here; so the passes need not see the same
- * snapshot, and no apply worker runs.
+ * A resync runs while the source goes on.  What changes after the new slot was
+ * made is in the stream, whichever image was read here; so the passes need not
+ * see the same snapshot, and no apply worker runs.  For a repair see repair.c.
  *
- * Runs in the job worker, in one transaction a mapping, which holds the writer
- * lock (P14); a crash repeats the mapping.
+ * Runs in the job worker or the session that repairs, in one transaction a
+ * mapping, which holds the writer lock (P14) where changes are applied; a crash
+ * repeats the mapping.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -36,6 +40,7 @@
 #include "executor/spi.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -61,6 +66,9 @@ typedef struct KeyEntry
 	bool		write;			/* the source has rows of it */
 	bool		remove;			/* rows of the target are to go first */
 	bool		taken;			/* its source row is in a batch (many) */
+	int64		wanted;			/* without a key: more rows than there are */
+	int64		left;			/* of them, to be found by pass 3 */
+	int64		surplus;		/* without a key: rows too many */
 	char		status;
 } KeyEntry;
 
@@ -79,6 +87,11 @@ typedef struct Resync
 {
 	ValidateEnds *ends;
 	MigrateResyncCounts *counts;
+	const bool *selected;		/* buckets to be mended */
+	char	   *where[2];		/* their rows, by side; NULL: all rows come */
+	bool		keyless;		/* a row is its own key */
+	int64		last_letter;	/* the newest there was; see settle_letters() */
+	bool		settle;			/* there are open ones before it */
 	TupleDesc	desc;
 	Tuplesortstate *sort;
 	TupleTableSlot *slot;		/* of desc */
@@ -125,6 +138,8 @@ sort_row(ValidateRow *row, void *arg)
 {
 	Resync	   *r = arg;
 
+	if (!r->where[row->side] && !r->selected[validate_row_bucket(r->ends, row)])
+		return;
 	ExecClearTuple(r->slot);
 	r->slot->tts_values[COL_KEY_LO] = Int64GetDatum((int64) row->key.lo);
 	r->slot->tts_values[COL_KEY_HI] = Int64GetDatum((int64) row->key.hi);
@@ -134,10 +149,6 @@ sort_row(ValidateRow *row, void *arg)
 	memset(r->slot->tts_isnull, 0, TUPLE_COLUMNS * sizeof(bool));
 	ExecStoreVirtualTuple(r->slot);
 	tuplesort_puttupleslot(r->sort, r->slot);
-	if (row->side == VALIDATE_SOURCE)
-		r->counts->source_rows++;
-	else
-		r->counts->target_rows++;
 }
 
 static void
@@ -155,7 +166,6 @@ reset_sort(void *arg)
 	tuplesort_end(r->sort);
 	begin_sort(r);
 	r->failed = 0;
-	r->counts->source_rows = 0;
 }
 
 static void
@@ -164,9 +174,8 @@ sort_both_sides(Resync *r)
 	ValidateSink sink = {.row = sort_row,.failed = count_failed,.reset = reset_sort,.arg = r};
 
 	begin_sort(r);
-	validate_scan_source(r->ends, &sink, NULL);
-	r->counts->source_rows += r->failed;
-	validate_scan_target(r->ends, &sink, NULL);
+	validate_scan_source(r->ends, &sink, r->where[VALIDATE_SOURCE]);
+	validate_scan_target(r->ends, &sink, r->where[VALIDATE_TARGET]);
 	tuplesort_performsort(r->sort);
 	ExecClearTuple(r->slot);
 	r->pending = tuplesort_gettupleslot(r->sort, true, false, r->slot, NULL);
@@ -248,9 +257,20 @@ next_slice(Resync *r)
 		if (same)
 			continue;
 		entry = keys_insert(r->keys, key, &found);
-		entry->write = rows[VALIDATE_SOURCE] > 0;
-		entry->remove = rows[VALIDATE_TARGET] > 0 &&
-			rows[VALIDATE_TARGET] != rows[VALIDATE_SOURCE];
+		entry->wanted = entry->left = entry->surplus = 0;
+		if (r->keyless)
+		{
+			entry->wanted = entry->left = Max(rows[VALIDATE_SOURCE] - rows[VALIDATE_TARGET], 0);
+			entry->surplus = Max(rows[VALIDATE_TARGET] - rows[VALIDATE_SOURCE], 0);
+			entry->write = entry->wanted > 0;
+			entry->remove = entry->surplus > 0;
+		}
+		else
+		{
+			entry->write = rows[VALIDATE_SOURCE] > 0;
+			entry->remove = rows[VALIDATE_TARGET] > 0 &&
+				rows[VALIDATE_TARGET] != rows[VALIDATE_SOURCE];
+		}
 		entry->taken = false;
 		r->counts->keys_different++;
 	}
@@ -324,10 +344,23 @@ prepare_removal(Resync *r)
 	return plan;
 }
 
+/* Settings under which rows are deleted; see above. */
+static int
+removal_settings(Resync *r)
+{
+	MigrateMapping *map = r->ends->map;
+	int			level = validate_pin_settings();
+
+	set_locally("search_path", map->search_path, PGC_USERSET);
+	set_locally("row_security", "off", PGC_USERSET);
+	if (migrate_owns_relation(map->target, GetUserId()))
+		set_locally("session_replication_role", "replica", PGC_SUSET);
+	return level;
+}
+
 static void
 run_removals(Resync *r)
 {
-	MigrateMapping *map = r->ends->map;
 	int			nkeys = r->ends->shape->nkeys;
 	Datum	   *values = palloc(sizeof(Datum) * nkeys);
 	char	   *nulls = palloc(nkeys);
@@ -336,11 +369,7 @@ run_removals(Resync *r)
 	ListCell   *lc;
 
 	SPI_connect();
-	level = validate_pin_settings();
-	set_locally("search_path", map->search_path, PGC_USERSET);
-	set_locally("row_security", "off", PGC_USERSET);
-	if (migrate_owns_relation(map->target, GetUserId()))
-		set_locally("session_replication_role", "replica", PGC_SUSET);
+	level = removal_settings(r);
 	plan = prepare_removal(r);
 	foreach(lc, r->removals)
 	{
@@ -360,13 +389,71 @@ run_removals(Resync *r)
 	SPI_finish();
 }
 
+/*
+ * Rows without a key, as many of each as are too many: found by their hash,
+ * deleted by their place.
+ */
+static void
+remove_surplus(Resync *r)
+{
+	ValidateShape *shape = r->ends->shape;
+	Datum	   *hashes = palloc(sizeof(Datum) * r->keys->members);
+	Datum	   *counts = palloc(sizeof(Datum) * r->keys->members);
+	Oid			types[] = {INT8ARRAYOID, INT8ARRAYOID};
+	Datum		values[2];
+	StringInfoData hash;
+	KeyEntry   *entry;
+	keys_iterator it;
+	int			n = 0;
+	int			level;
+
+	keys_start_iterate(r->keys, &it);
+	while ((entry = keys_iterate(r->keys, &it)) != NULL)
+		if (entry->surplus > 0)
+		{
+			hashes[n] = Int64GetDatum(shape->ncolumns > 0 ? (int64) entry->key.lo : 0);
+			counts[n++] = Int64GetDatum(entry->surplus);
+		}
+	if (n == 0)
+		return;
+	values[0] = PointerGetDatum(construct_array(hashes, n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[1] = PointerGetDatum(construct_array(counts, n, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	initStringInfo(&hash);
+	for (int i = 0; i < shape->ncolumns; i++)
+		appendStringInfo(&hash, "%s%s", i > 0 ? ", " : "migrate._hash(",
+						 quote_identifier(shape->columns[i].name));
+	appendStringInfoString(&hash, shape->ncolumns > 0 ? ")" : "'0'::pg_catalog.int8");
+
+	SPI_connect();
+	level = removal_settings(r);
+	if (SPI_execute_with_args(psprintf("DELETE FROM %s t USING"
+									   " (SELECT s.*, pg_catalog.row_number() OVER (PARTITION BY s.h) AS n"
+									   "  FROM (SELECT tableoid AS o, ctid AS c, %s AS h%s) s"
+									   "  WHERE s.h = ANY ($1)) s,"
+									   " pg_catalog.unnest($1, $2) AS u (h, n)"
+									   " WHERE u.h = s.h AND s.n <= u.n AND t.tableoid = s.o AND t.ctid = s.c",
+									   migrate_target_name(r->ends->map->target,
+														   r->ends->src->only_parent),
+									   hash.data, validate_from_target(r->ends, NULL)),
+							  2, types, values, NULL, false, 0) != SPI_OK_DELETE)
+		elog(ERROR, "deleting target rows failed");
+	r->counts->rows_deleted += SPI_processed;
+	AtEOXact_GUC(true, level);
+	SPI_finish();
+}
+
 static void
 remove_rows(Resync *r)
 {
 	ValidateSink sink = {.row = take_removal,.arg = r};
 
+	if (r->keyless)
+	{
+		remove_surplus(r);
+		return;
+	}
 	r->removals = NIL;
-	validate_scan_target(r->ends, &sink, NULL);
+	validate_scan_target(r->ends, &sink, r->where[VALIDATE_TARGET]);
 	if (r->removals != NIL)
 		run_removals(r);
 }
@@ -383,9 +470,11 @@ want_row(ValidateRow *row, void *arg)
 	Resync	   *r = arg;
 	KeyEntry   *entry = keys_lookup(r->keys, row->key);
 
-	if (entry == NULL || !entry->write || (r->ends->map->many && entry->taken))
+	if (entry == NULL || !entry->write || (r->ends->map->many && entry->taken) ||
+		(r->keyless && entry->left == 0))
 		return;
 	entry->taken = true;
+	entry->left--;
 	if (r->nbits != row->batch->nrows)
 	{
 		/* a new batch; the bits of the last were given back when it ended */
@@ -398,12 +487,44 @@ want_row(ValidateRow *row, void *arg)
 	r->left_out[row->ord / 8] &= ~(1 << (row->ord % 8));
 }
 
+/*
+ * Rows that are written now need their older letters no more: what fails gets
+ * one of now.
+ */
+static void
+settle_letters(Resync *r, MigrateBatch *batch)
+{
+	Oid			types[] = {INT4OID, INT8OID, TEXTOID, TEXTOID};
+	Datum		values[4] = {Int32GetDatum(r->ends->map->mapping_id), Int64GetDatum(r->last_letter)};
+
+	if (!r->settle)
+		return;
+	SPI_connect();
+	for (int64 i = 0; i < batch->nrows; i++)
+	{
+		char	   *row,
+				   *key;
+
+		CHECK_FOR_INTERRUPTS();
+		migrate_batch_row_json(batch, i, &row, &key);
+		values[2] = CStringGetTextDatum(row);
+		if (key)
+			values[3] = CStringGetTextDatum(key);
+		migrate_spi_exec("UPDATE migrate.dead_letter SET state = 'superseded', updated_at = now()"
+						 " WHERE mapping_id = $1 AND id <= $2 AND state = 'open'"
+						 " AND CASE WHEN $4 IS NULL THEN source_row = $3::jsonb ELSE key = $4::jsonb END",
+						 4, types, values, key ? "    " : "   n", SPI_OK_UPDATE);
+	}
+	SPI_finish();
+}
+
 static void
 write_batch(Resync *r, MigrateBatch *batch)
 {
 	MigrateLoadContext ctx = {.job = r->ends->job,.chunk_id = 0,.stage = "write"};
 	MigrateCounts counts = {0};
 
+	settle_letters(r, batch);
 	migrate_load_batch(&ctx, r->writer, batch, &counts);
 	r->counts->rows_written += counts.written;
 	r->counts->dead_letters += counts.dead;
@@ -429,6 +550,30 @@ batch_seen(MigrateBatch *batch, void *arg)
 	r->nbits = r->nwanted = 0;
 }
 
+/* Has a row that cannot be read an open letter already? */
+static bool
+has_letter(Resync *r, const char *key, const char *raw)
+{
+	Oid			types[] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[3] = {Int32GetDatum(r->ends->map->mapping_id)};
+	char		nulls[] = " nn";
+	bool		found;
+
+	if (key)
+		values[1] = CStringGetTextDatum(key);
+	if (raw)
+		values[2] = CStringGetTextDatum(raw);
+	nulls[1] = key ? ' ' : 'n';
+	nulls[2] = raw ? ' ' : 'n';
+	SPI_connect();
+	migrate_spi_exec("SELECT FROM migrate.dead_letter WHERE mapping_id = $1 AND state = 'open'"
+					 " AND (key = $2::jsonb OR raw = $3::jsonb) LIMIT 1",
+					 3, types, values, nulls, SPI_OK_SELECT);
+	found = SPI_processed > 0;
+	SPI_finish();
+	return found;
+}
+
 /*
  * A row that cannot be mapped fails again when it is written, and becomes a
  * dead letter there; one that cannot be read becomes it here.
@@ -448,6 +593,8 @@ failed_row(MigrateBatch *batch, int64 ord, char *key, char *raw, void *arg)
 		write_batch(r, batch);
 		return;
 	}
+	if (r->settle && has_letter(r, key, raw))
+		return;
 	migrate_dead_letter_insert(&ctx, r->ends->map->mapping_id, "read", key, NULL, raw,
 							   &edata, r->ends->map->version);
 	r->counts->dead_letters++;
@@ -463,7 +610,10 @@ reset_written(void *arg)
 
 	keys_start_iterate(r->keys, &it);
 	while ((entry = keys_iterate(r->keys, &it)) != NULL)
+	{
 		entry->taken = false;
+		entry->left = entry->wanted;
+	}
 	r->left_out = NULL;
 	r->nbits = r->nwanted = 0;
 	r->counts->rows_written = 0;
@@ -477,7 +627,7 @@ write_rows(Resync *r)
 	.batch_seen = batch_seen,.arg = r};
 
 	r->writer = migrate_writer_open(r->ends->map, r->ends->src, false);
-	validate_scan_source(r->ends, &sink, NULL);
+	validate_scan_source(r->ends, &sink, r->where[VALIDATE_SOURCE]);
 	migrate_writer_close(r->writer);
 	r->letters = true;
 }
@@ -548,6 +698,44 @@ mend_mapping(Resync *r)
 	ExecDropSingleTupleTableSlot(r->slot);
 }
 
+/* Are there open letters, and which is the newest? */
+static void
+look_at_letters(Resync *r)
+{
+	Oid			type = INT4OID;
+	Datum		arg = Int32GetDatum(r->ends->map->mapping_id);
+
+	SPI_connect();
+	migrate_spi_exec("SELECT max(id) FROM migrate.dead_letter"
+					 " WHERE mapping_id = $1 AND state = 'open'",
+					 1, &type, &arg, NULL, SPI_OK_SELECT);
+	r->last_letter = migrate_spi_int64(0, 0, 0);
+	r->settle = r->last_letter > 0;
+	SPI_finish();
+}
+
+/*
+ * Mend the selected buckets of a mapping that was compared (ends->plan); adds
+ * to counts.  In a transaction that may write, with the source transaction of
+ * the comparison.
+ */
+void
+validate_mend(ValidateEnds *ends, const bool *selected, MigrateResyncCounts *counts)
+{
+	Resync		r = {.ends = ends,.counts = counts,.selected = selected,
+	.keyless = ends->shape->nkeys == 0};
+	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext, "migrate mending",
+											   ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(mcxt);
+
+	for (int side = 0; side < 2; side++)
+		r.where[side] = validate_buckets_where(ends, side, selected);
+	look_at_letters(&r);
+	mend_mapping(&r);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(mcxt);
+}
+
 /*
  * In a transaction, which holds the writer lock; conn is free to be used.
  */
@@ -556,11 +744,12 @@ migrate_resync_mapping(MigrateJob *job, int mapping_id, MigrateConn *conn,
 					   MigrateResyncCounts *counts)
 {
 	ValidateEnds ends = {.job = job};
-	Resync		r = {.ends = &ends,.counts = counts};
 	MigrateSourceTxn txn;
+	ValidateResult result;
 	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext, "migrate resync",
 											   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(mcxt);
+	bool	   *selected;
 
 	memset(counts, 0, sizeof(*counts));
 	ends.map = migrate_mapping_load(mapping_id);
@@ -570,7 +759,11 @@ migrate_resync_mapping(MigrateJob *job, int mapping_id, MigrateConn *conn,
 	ends.conn = ends.src->transport == 'c' ? conn : NULL;
 	supersede_letters(mapping_id);
 	migrate_source_begin(ends.conn, ends.src, NULL, &txn);
-	mend_mapping(&r);
+	selected = validate_differing(&ends, LEVEL_CHECKSUM, &result);
+	counts->source_rows = result.source_rows;
+	counts->target_rows = result.target_rows;
+	if (selected)
+		validate_mend(&ends, selected, counts);
 	migrate_source_wait_durable(conn, &txn);	/* P4 */
 	migrate_source_end(ends.conn);
 	MemoryContextSwitchTo(old);

@@ -223,7 +223,13 @@ extern int64 validate_count_source(ValidateEnds *ends);
 extern int64 validate_count_target(ValidateEnds *ends);
 
 /* compare.c */
+extern bool *validate_differing(ValidateEnds *ends, ValidateLevel level,
+								ValidateResult *result);
 extern void validate_compare(ValidateEnds *ends, ValidateLevel level,
 							 int64 validation_id, ValidateResult *result);
+
+/* resync.c */
+extern void validate_mend(ValidateEnds *ends, const bool *selected,
+						  MigrateResyncCounts *counts);
 
 #endif							/* MIGRATE_VALIDATE_H */
