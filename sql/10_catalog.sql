@@ -340,8 +340,10 @@ COMMENT ON TABLE migrate.event IS 'every state change, warning and alert of a jo
 CREATE TABLE migrate.validation_run (
 	validation_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
-	mapping_id	int NOT NULL REFERENCES migrate.mapping ON DELETE CASCADE,
-	level		text NOT NULL CHECK (level IN ('count', 'checksum', 'full')),
+	-- what was compared: a mapping or a check of the user's
+	mapping_id	int REFERENCES migrate.mapping ON DELETE CASCADE,
+	check_name	text,
+	level		text NOT NULL CHECK (level IN ('count', 'checksum', 'full', 'check')),
 	-- who computed the source's digests; null at level count
 	digest		text CHECK (digest IN ('here', 'source', 'extension')),
 	source_rows	bigint,
@@ -349,10 +351,28 @@ CREATE TABLE migrate.validation_run (
 	matched		boolean,
 	mismatches	bigint,
 	status		text NOT NULL,
+	-- of a live job: where in the stream both snapshots were
+	source_lsn	pg_lsn,
 	started_at	timestamptz NOT NULL DEFAULT clock_timestamp(),
-	duration	interval
+	duration	interval,
+	CHECK ((mapping_id IS NULL) = (check_name IS NOT NULL))
 );
-COMMENT ON TABLE migrate.validation_run IS 'the history of validations, a row a mapping';
+CREATE INDEX validation_run_job ON migrate.validation_run (job_id, validation_id);
+COMMENT ON TABLE migrate.validation_run IS 'the history of validations, a row a mapping or check';
+
+/*
+ * What must be the same on both sides whatever becomes of single rows: sums,
+ * counts, extremes.
+ */
+CREATE TABLE migrate.validation_check (
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	name		text NOT NULL CHECK (name <> ''),
+	source_query text NOT NULL,
+	target_query text NOT NULL,
+	created_at	timestamptz NOT NULL DEFAULT now(),
+	PRIMARY KEY (job_id, name)
+);
+COMMENT ON TABLE migrate.validation_check IS 'queries of the user''s that must give the same rows on both sides';
 
 CREATE TABLE migrate.difference (
 	difference_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -381,7 +401,7 @@ DO $$
 DECLARE
 	t text;
 BEGIN
-	FOREACH t IN ARRAY '{source_table,leaf,mapping,chunk,chunk_mapping,dead_letter,job_schema,made_relation,post_step,made_object,acceptance,event,validation_run,difference}'::text[]
+	FOREACH t IN ARRAY '{source_table,leaf,mapping,chunk,chunk_mapping,dead_letter,job_schema,made_relation,post_step,made_object,acceptance,event,validation_run,validation_check,difference}'::text[]
 	LOOP
 		EXECUTE format('ALTER TABLE migrate.%I ENABLE ROW LEVEL SECURITY', t);
 		EXECUTE format('CREATE POLICY own ON migrate.%I USING '

@@ -23,6 +23,55 @@ AS 'MODULE_PATHNAME', 'migrate_validate';
 COMMENT ON FUNCTION @extschema@.migrate_validate(text, text, text) IS
 	'compare each mapping''s source, mapped, with its target on a quiet source: level count, checksum or full; rows that differ (at most 1,000 a mapping) are in migrate.difference; error 42704 for an unknown job or target, 22023 for an unknown level';
 
+CREATE FUNCTION @extschema@.migrate_repair(job text, target text DEFAULT NULL,
+	dry_run boolean DEFAULT true, OUT target text, OUT action text, OUT key jsonb,
+	OUT columns text[], OUT rows bigint)
+RETURNS SETOF record
+LANGUAGE C SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'migrate_repair';
+COMMENT ON FUNCTION @extschema@.migrate_repair(text, text, boolean) IS
+	'bring the rows of one or all targets that differ from the source in line with it. dry_run: what would be done, a row each (at most 1,000 a mapping, then one that counts the others): insert, update (the columns that differ) or delete; else how many rows were written, deleted or became dead letters, and whether the target matches now. Live jobs: apply waits until the transaction ends. Errors: 42704 unknown job or target, 55000 the copy is not finished, or a table without a key and no common moment';
+
+/*
+ * Checks of the user's: queries whose rows must be the same on both sides.
+ */
+CREATE FUNCTION @extschema@.migrate_add_check(job text, name text, source_query text, target_query text)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	the_job int := (migrate._job(job)).job_id;
+BEGIN
+	IF coalesce(btrim(name), '') = '' OR coalesce(btrim(source_query), '') = '' OR coalesce(btrim(target_query), '') = '' THEN
+		RAISE EXCEPTION 'a check needs a name and two queries'
+			USING ERRCODE = 'invalid_parameter_value';
+	END IF;
+	INSERT INTO migrate.validation_check (job_id, name, source_query, target_query)
+	VALUES (the_job, migrate_add_check.name, migrate_add_check.source_query, migrate_add_check.target_query);
+EXCEPTION WHEN unique_violation THEN
+	RAISE EXCEPTION 'job "%" has a check "%" already', job, name
+		USING ERRCODE = 'duplicate_object', HINT = 'Remove it with migrate_remove_check first, or give another name.';
+END
+$$;
+COMMENT ON FUNCTION @extschema@.migrate_add_check(text, text, text, text) IS
+	'have migrate_validate compare the rows of two queries, in any order, besides the tables: a sum of balances, say. The first is run on the source (read only), the second here; names must be qualified. Errors: 42704 unknown job, 42710 the name is taken, 22023 something is missing';
+
+CREATE FUNCTION @extschema@.migrate_remove_check(job text, name text)
+RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+	the_job int := (migrate._job(job)).job_id;
+BEGIN
+	DELETE FROM migrate.validation_check c
+	WHERE c.job_id = the_job AND c.name = migrate_remove_check.name;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'job "%" has no check "%"', job, name
+			USING ERRCODE = 'undefined_object', HINT = 'See the table migrate.validation_check.';
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION @extschema@.migrate_remove_check(text, text) IS
+	'take a check out again; its results stay. Errors: 42704 unknown job or check';
+
 /*
  * The hash of rows as the comparison takes it, for both sides: see
  * src/validate/digest.c.  A source that has this extension, too, and lets the

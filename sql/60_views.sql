@@ -180,13 +180,14 @@ COMMENT ON VIEW migrate.dead_letters IS
 'rows that could not be read, mapped or written: the error, the source row with its key (raw: where it is and its bytes, when it could not be read), attempts and state. Replay them with migrate_replay, or give them up with migrate_discard';
 
 CREATE VIEW migrate.validation WITH (security_invoker = true) AS
-	SELECT j.job, s.source, m.target, v.validation_id, v.level, v.digest, v.source_rows, v.target_rows, v.matched,
-		   v.mismatches, v.status, v.started_at, v.duration
+	SELECT j.job, s.source, coalesce(m.target, 'check ' || v.check_name) AS target, v.validation_id, v.level, v.digest,
+		   v.source_rows, v.target_rows, v.matched, v.mismatches, v.status, v.source_lsn, v.started_at, v.duration
 	FROM migrate.validation_run v
-	JOIN migrate.mapping m USING (mapping_id)
 	JOIN migrate.job j ON j.job_id = v.job_id
-	JOIN migrate.source_table s USING (source_id);
-COMMENT ON VIEW migrate.validation IS 'every validation of a mapping with its result, the newest has the highest validation_id';
+	LEFT JOIN migrate.mapping m USING (mapping_id)
+	LEFT JOIN migrate.source_table s USING (source_id);
+COMMENT ON VIEW migrate.validation IS
+'every validation of a mapping or check with its result, the newest has the highest validation_id; digest: who computed the source''s digests, source_lsn: of a live job, where in the stream both snapshots were (null: they were at no one place)';
 
 CREATE VIEW migrate.differences WITH (security_invoker = true) AS
 	SELECT j.job, m.target, d.validation_id, d.difference_id, d.kind, d.key, d.columns, d.source_row,

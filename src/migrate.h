@@ -731,6 +731,9 @@ typedef struct MigrateHistogram
 	int64		count[MIGRATE_HISTOGRAM];
 } MigrateHistogram;
 
+/* source transactions that the apply worker remembers */
+#define MIGRATE_RECENT_XIDS 8192
+
 /* Written by the apply worker under MigrateShared.mutex, unless it says else. */
 typedef struct MigrateLive
 {
@@ -747,8 +750,23 @@ typedef struct MigrateLive
 	bool		stop;			/* leave at a commit */
 	uint32		look;			/* counts the calls to read options and
 								 * job_stream */
-	bool		hold;			/* stop at a commit */
-	bool		held;			/* it has */
+
+	/*
+	 * Written by whoever takes a cut, under MIGRATE_LOCK_CUT
+	 * (validate/cut.c): stop at a commit, or at the one that ends at hold_at
+	 * if that is not applied; held: it has.  MigrateShared.changed is
+	 * broadcast then.
+	 */
+	bool		hold;
+	XLogRecPtr	hold_at;
+	bool		held;			/* written by the apply worker */
+
+	/*
+	 * A ring of the source transactions that were applied last; those of a
+	 * batch that was rolled back may be among them.
+	 */
+	uint32		nrecent;		/* counts on */
+	TransactionId recent[MIGRATE_RECENT_XIDS];
 	MigrateHistogram lag;		/* commit on the source to commit here */
 	MigrateHistogram write;		/* one batch: begin to commit */
 } MigrateLive;

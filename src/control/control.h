@@ -72,14 +72,16 @@ typedef enum MigrateLockKind
 	MIGRATE_LOCK_CAPTURE = 2,	/* stream: its capture worker */
 	MIGRATE_LOCK_APPLY = 3,		/* job: its apply worker */
 	MIGRATE_LOCK_WRITER = 4,	/* job: whoever writes to its targets (P14) */
-	MIGRATE_LOCK_STREAM = 5		/* stream: the job worker that makes or joins
+	MIGRATE_LOCK_STREAM = 5,	/* stream: the job worker that makes or joins
 								 * it */
+	MIGRATE_LOCK_CUT = 6		/* job: whoever takes a cut (P23) */
 } MigrateLockKind;
 
 extern bool migrate_worker_lock(MigrateLockKind kind, int id);
 extern void migrate_worker_unlock(MigrateLockKind kind, int id);
 extern bool migrate_worker_alive(MigrateLockKind kind, int id);
 extern void migrate_transaction_lock(MigrateLockKind kind, int id);
+extern void migrate_transaction_unlock(MigrateLockKind kind, int id);
 extern bool migrate_transaction_lock_try(MigrateLockKind kind, int id);
 
 /* the same for a job worker */

@@ -235,6 +235,16 @@ migrate_transaction_lock(MigrateLockKind kind, int id)
 	(void) LockAcquire(&tag, ExclusiveLock, false, false);
 }
 
+/* Give it back before that. */
+void
+migrate_transaction_unlock(MigrateLockKind kind, int id)
+{
+	LOCKTAG		tag;
+
+	locktag(&tag, kind, id);
+	LockRelease(&tag, ExclusiveLock, false);
+}
+
 bool
 migrate_job_lock(int job_id)
 {

@@ -389,26 +389,53 @@ back_off(long ms)
 	while (ms > 0 && !must_leave())
 	{
 		sleep_for(ms);
-		migrate_shared->live.held = migrate_shared->live.hold;
 		ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), end);
 	}
 	migrate_shared->live.held = false;
 }
 
-/* Stand at a commit, as long as the job worker wants. */
+bool
+migrate_apply_is_held(XLogRecPtr lsn)
+{
+	MigrateLive *live = &migrate_shared->live;
+	bool		is_held;
+
+	if (likely(!live->hold))
+		return false;
+	SpinLockAcquire(&migrate_shared->mutex);
+	is_held = live->hold && lsn >= live->hold_at;
+	SpinLockRelease(&migrate_shared->mutex);
+	return is_held;
+}
+
+/*
+ * Say whether we stand, if we still are to.  At once, so that nobody who holds
+ * us again sees "held" of the last time.
+ */
+static bool
+stand(ApplyWorker *w)
+{
+	MigrateLive *live = &migrate_shared->live;
+	bool		stay;
+
+	SpinLockAcquire(&migrate_shared->mutex);
+	stay = live->hold && w->applied_lsn >= live->hold_at && !must_leave();
+	live->held = stay;
+	SpinLockRelease(&migrate_shared->mutex);
+	return stay;
+}
+
+/* Stand at a commit, as long as somebody wants (P23). */
 static void
-hold(void)
+hold(ApplyWorker *w)
 {
 	migrate_worker_phase("hold");
-	SpinLockAcquire(&migrate_shared->mutex);
-	migrate_shared->live.held = true;
-	SpinLockRelease(&migrate_shared->mutex);
-	migrate_wake_job_worker();
-	while (migrate_shared->live.hold && !must_leave())
+	if (!stand(w))
+		return;
+	ConditionVariableBroadcast(&migrate_shared->changed);
+	do
 		sleep_for(MIGRATE_NAP);
-	SpinLockAcquire(&migrate_shared->mutex);
-	migrate_shared->live.held = false;
-	SpinLockRelease(&migrate_shared->mutex);
+	while (stand(w));
 }
 
 /* Map the shared memory of the capture worker, if one lives. */
@@ -463,7 +490,7 @@ wait_for_stream(ApplyWorker *w)
 	{
 		if (lsn > w->applied_lsn || stream_shared == NULL)
 			migrate_apply_idle(w);
-		if (!must_leave() && !migrate_shared->live.hold)
+		if (!must_leave() && !migrate_apply_is_held(w->applied_lsn))
 			sleep_for(MIGRATE_NAP);
 	}
 	ConditionVariableCancelSleep();
@@ -598,9 +625,9 @@ turn(ApplyWorker *w)
 		sleep_for(MIGRATE_NAP);
 		return;
 	}
-	if (migrate_shared->live.hold)
+	if (migrate_apply_is_held(w->applied_lsn))
 	{
-		hold();
+		hold(w);
 		return;
 	}
 

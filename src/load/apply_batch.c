@@ -83,6 +83,17 @@ take_begin(ApplyWorker *w)
 	w->skip = w->final_lsn < w->applied_lsn;
 }
 
+/* For whoever takes a cut (P23): this one will be applied. */
+static void
+remember(TransactionId xid)
+{
+	MigrateLive *live = &migrate_shared->live;
+
+	SpinLockAcquire(&migrate_shared->mutex);
+	live->recent[live->nrecent++ % MIGRATE_RECENT_XIDS] = xid;
+	SpinLockRelease(&migrate_shared->mutex);
+}
+
 static void
 take_commit(ApplyWorker *w)
 {
@@ -94,6 +105,7 @@ take_commit(ApplyWorker *w)
 	w->end_at = w->msg.commit_at;
 	w->end_seq = w->read_seq;
 	w->transactions++;
+	remember(w->xid);
 	if (w->ncommits == w->max_commits)
 	{
 		w->max_commits = Max(1024, 2 * w->max_commits);
@@ -162,7 +174,7 @@ is_full(ApplyWorker *w)
 	if (w->transactions == 0)
 		return false;
 	return w->changes >= rows || w->bytes >= w->job->apply_bytes ||
-		migrate_shared->live.hold || migrate_shared->live.stop;
+		migrate_apply_is_held(w->end_lsn) || migrate_shared->live.stop;
 }
 
 /*

@@ -238,6 +238,9 @@ typedef struct ApplyWorker
  */
 extern MigrateConn *migrate_apply_connection(void *worker);
 
+/* Is apply to stand at this position, where a transaction ends? */
+extern bool migrate_apply_is_held(XLogRecPtr lsn);
+
 /*
  * Give the batch up: the job is to pause before the source transaction at
  * hand.  "why" names table and column and the remedy.

@@ -119,8 +119,11 @@ static void
 add_to_bucket(ValidateRow *row, void *arg)
 {
 	Comparison *cmp = arg;
-	ValidateBucket *b = &cmp->plan->buckets[row->side][validate_row_bucket(cmp->ends, row)];
+	int			i = validate_row_bucket(cmp->ends, row);
+	ValidateBucket *b = &cmp->plan->buckets[row->side][i];
 
+	if (cmp->ends->only && !cmp->ends->only[i])
+		return;
 	b->rows++;
 	b->lo += row->row.lo;
 	b->hi += row->row.hi;
@@ -176,23 +179,29 @@ bucket_differs(Comparison *cmp, int i)
 	return s->rows != t->rows || s->lo != t->lo || s->hi != t->hi;
 }
 
-/* Fill the buckets, by queries where the plan says so. */
+/* Fill the buckets (or some), by queries where the plan says so. */
 static void
 fill_buckets(Comparison *cmp)
 {
 	ValidateSink sink = {.row = add_to_bucket,.failed = note_failed,
 	.reset = reset_buckets,.arg = cmp};
+	const bool *only = cmp->ends->only;
 
+	for (int side = 0; side < 2; side++)
+	{
+		memset(cmp->plan->buckets[side], 0, sizeof(ValidateBucket) * (cmp->plan->nbuckets + 1));
+		cmp->where[side] = only ? validate_buckets_where(cmp->ends, side, only) : NULL;
+	}
 	if (cmp->plan->digest != DIGEST_HERE)
 	{
-		validate_both_digests(cmp->ends);
+		validate_both_digests(cmp->ends, cmp->where);
 		return;
 	}
-	validate_scan_source(cmp->ends, &sink, NULL);
+	validate_scan_source(cmp->ends, &sink, cmp->where[VALIDATE_SOURCE]);
 	if (cmp->plan->row[VALIDATE_TARGET])
-		validate_target_digest(cmp->ends);
+		validate_target_digest(cmp->ends, cmp->where[VALIDATE_TARGET]);
 	else
-		validate_scan_target(cmp->ends, &sink, NULL);
+		validate_scan_target(cmp->ends, &sink, cmp->where[VALIDATE_TARGET]);
 }
 
 /* Fill the buckets and count the rows; true when something differs. */
@@ -699,11 +708,16 @@ validate_compare(ValidateEnds *ends, ValidateLevel level, int64 validation_id,
 									 ALLOCSET_DEFAULT_SIZES);
 	old = MemoryContextSwitchTo(cmp.mcxt);
 	memset(result, 0, sizeof(*result));
-	validate_plan(ends, level);
+	if (ends->plan == NULL)
+		validate_plan(ends, level);
 	cmp.plan = ends->plan;
 	result->digest = validate_digest_names[cmp.plan->digest];
 	if (compare_buckets(&cmp))
+	{
+		if (ends->renew)
+			ends->renew(ends);
 		compare_rows(&cmp);
+	}
 	result->mismatches += cmp.n_failed;
 	if (cmp.failed || cmp.groups)
 		record_all(&cmp);

@@ -796,7 +796,7 @@ add_digest(ValidatePlan *plan, ValidateSide side, const char *hex)
 
 /* Send the source's query; its parallel workers are those of the job. */
 static char *
-start_source_digest(ValidateEnds *ends)
+start_source_digest(ValidateEnds *ends, const char *where)
 {
 	StringInfoData sql;
 
@@ -806,6 +806,8 @@ start_source_digest(ValidateEnds *ends)
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "%s FROM ", digest_select(ends->plan, VALIDATE_SOURCE));
 	migrate_append_from(&sql, ends->src, NULL);
+	if (where)
+		appendStringInfo(&sql, " WHERE %s", where);
 	appendStringInfoString(&sql, digest_group(ends->plan));
 	migrate_remote_start(ends->conn, sql.data, true);
 	return sql.data;
@@ -836,11 +838,11 @@ finish_source_digest(ValidateEnds *ends, const char *sql)
 
 /* The target's digests by a query, in parallel workers where that pays. */
 void
-validate_target_digest(ValidateEnds *ends)
+validate_target_digest(ValidateEnds *ends, const char *where)
 {
 	ValidatePlan *plan = ends->plan;
 	char	   *sql = psprintf("%s%s%s", digest_select(plan, VALIDATE_TARGET),
-							   validate_from_target(ends, NULL), digest_group(plan));
+							   validate_from_target(ends, where), digest_group(plan));
 	int			level;
 
 	SPI_connect();
@@ -859,10 +861,10 @@ validate_target_digest(ValidateEnds *ends)
 
 /* Both sides' at the same time. */
 void
-validate_both_digests(ValidateEnds *ends)
+validate_both_digests(ValidateEnds *ends, char **where)
 {
-	char	   *sql = start_source_digest(ends);
+	char	   *sql = start_source_digest(ends, where[VALIDATE_SOURCE]);
 
-	validate_target_digest(ends);
+	validate_target_digest(ends, where[VALIDATE_TARGET]);
 	finish_source_digest(ends, sql);
 }

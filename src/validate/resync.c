@@ -430,7 +430,7 @@ remove_surplus(Resync *r)
 									   " (SELECT s.*, pg_catalog.row_number() OVER (PARTITION BY s.h) AS n"
 									   "  FROM (SELECT tableoid AS o, ctid AS c, %s AS h%s) s"
 									   "  WHERE s.h = ANY ($1)) s,"
-									   " pg_catalog.unnest($1, $2) AS u (h, n)"
+									   " ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) AS u (h, n)"
 									   " WHERE u.h = s.h AND s.n <= u.n AND t.tableoid = s.o AND t.ctid = s.c",
 									   migrate_target_name(r->ends->map->target,
 														   r->ends->src->only_parent),

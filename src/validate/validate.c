@@ -1,12 +1,13 @@
 /*-------------------------------------------------------------------------
  *
  * validate.c
- *	  migrate_validate(): a row a mapping, and the record of the run.
+ *	  migrate_validate(): a row a mapping and check, and the record of the run.
  *
  * The comparison runs with the rights of the job's owner, whoever of his role
  * (or superuser) calls it: mapping code is his.  One connection to the source
- * serves all mappings; each has one REPEATABLE READ transaction there around
- * all its passes.
+ * serves all mappings; each has a source transaction and, where the job
+ * follows its source live, a cut of its own (cut.c), so that no snapshot is
+ * held longer than one table takes.
  *
  * Writes migrate.validation_run, migrate.difference and an event, all in the
  * caller's transaction: a crash leaves nothing behind, a cancelled validation
@@ -25,28 +26,18 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/pg_lsn.h"
 
 #include "validate.h"
 
 PGDLLEXPORT PG_FUNCTION_INFO_V1(migrate_validate);
 
-/* one mapping to be validated, as the catalog has it */
-typedef struct Task
-{
-	int			mapping_id;
-	int			source_id;
-	char	   *target;
-	bool		watched;		/* compared with its plan first (P2) */
-	bool		copied;			/* the copy of its source table is over */
-	int64		dead;			/* open dead letters */
-} Task;
-
-static const char *const level_names[] = {"count", "checksum", "full"};
+static const char *const level_names[] = {"count", "checksum", "full", "check"};
 
 static ValidateLevel
 parse_level(const char *name)
 {
-	for (int i = 0; i < lengthof(level_names); i++)
+	for (int i = 0; i <= LEVEL_FULL; i++)
 		if (strcmp(name, level_names[i]) == 0)
 			return (ValidateLevel) i;
 	ereport(ERROR,
@@ -56,10 +47,10 @@ parse_level(const char *name)
 }
 
 /*
- * The mappings of a job, or those that fill one target.
+ * The mappings of a job, or those that fill one target (of ValidateTask).
  */
-static List *
-find_tasks(MigrateJob *job, const char *target)
+List *
+validate_tasks(MigrateJob *job, const char *target)
 {
 	List	   *tasks = NIL;
 	MemoryContext mcxt = CurrentMemoryContext;
@@ -80,7 +71,7 @@ find_tasks(MigrateJob *job, const char *target)
 	MemoryContextSwitchTo(mcxt);
 	for (int i = 0; i < SPI_processed; i++)
 	{
-		Task	   *task = palloc0(sizeof(Task));
+		ValidateTask *task = palloc0(sizeof(ValidateTask));
 
 		task->mapping_id = migrate_spi_int64(i, 0, 0);
 		task->target = migrate_spi_text(i, 1);
@@ -99,20 +90,25 @@ find_tasks(MigrateJob *job, const char *target)
 	return tasks;
 }
 
-/* Open the record of a run; its id. */
-static int64
-begin_run(MigrateJob *job, Task *task, ValidateLevel level)
+/* ----------------------------------------------------------------
+ * the record of a run
+ * ----------------------------------------------------------------
+ */
+
+/* Open it, of a mapping or (mapping_id 0) of a check; its id. */
+int64
+validate_begin_run(MigrateJob *job, int mapping_id, const char *check, ValidateLevel level)
 {
-	Oid			types[] = {INT4OID, INT4OID, TEXTOID};
-	Datum		values[] = {Int32GetDatum(job->job_id),
-		Int32GetDatum(task->mapping_id),
-	CStringGetTextDatum(level_names[level])};
+	Oid			types[] = {INT4OID, INT4OID, TEXTOID, TEXTOID};
+	Datum		values[] = {Int32GetDatum(job->job_id), Int32GetDatum(mapping_id),
+		CStringGetTextDatum(level_names[level]),
+	check ? CStringGetTextDatum(check) : (Datum) 0};
 	int64		id;
 
 	SPI_connect();
-	migrate_spi_exec("INSERT INTO migrate.validation_run (job_id, mapping_id, level, status)"
-					 " VALUES ($1, $2, $3, 'running') RETURNING validation_id",
-					 3, types, values, NULL, SPI_OK_INSERT_RETURNING);
+	migrate_spi_exec("INSERT INTO migrate.validation_run (job_id, mapping_id, level, check_name, status)"
+					 " VALUES ($1, nullif($2, 0), $3, $4, 'running') RETURNING validation_id",
+					 4, types, values, check ? "    " : "   n", SPI_OK_INSERT_RETURNING);
 	id = migrate_spi_int64(0, 0, 0);
 	SPI_finish();
 	return id;
@@ -122,19 +118,19 @@ begin_run(MigrateJob *job, Task *task, ValidateLevel level)
  * What a result comes to, in words.  An explained difference is one whose key
  * has an open dead letter.
  */
-static char *
-describe(Task *task, ValidateLevel level, ValidateResult *r)
+char *
+validate_describe(ValidateTask *task, ValidateLevel level, ValidateResult *r, ValidateCut *cut)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	if (r->mismatches == 0)
-	{
 		appendStringInfoString(&buf, "matched");
-		return buf.data;
-	}
-	appendStringInfoString(&buf, "differs");
-	if (level == LEVEL_COUNT)
+	else
+		appendStringInfoString(&buf, "differs");
+	if (r->mismatches == 0)
+		;
+	else if (level == LEVEL_COUNT)
 	{
 		if (task->dead > 0 && r->source_rows - r->target_rows == task->dead)
 			appendStringInfoString(&buf, ": as many rows as there are open dead letters");
@@ -148,8 +144,10 @@ describe(Task *task, ValidateLevel level, ValidateResult *r)
 	else if (r->explained > 0)
 		appendStringInfo(&buf, ": %lld of %lld explained by dead letters",
 						 (long long) r->explained, (long long) r->mismatches);
-	if (!task->copied)
+	if (!task->copied && r->mismatches > 0)
 		appendStringInfoString(&buf, "; the copy is not finished");
+	if (cut->why)
+		appendStringInfo(&buf, "; not at one moment: %s", cut->why);
 	return buf.data;
 }
 
@@ -157,49 +155,52 @@ describe(Task *task, ValidateLevel level, ValidateResult *r)
  * Complete the record, raise the alert when rows differ, and add the row of
  * the function's result.
  */
-static void
-end_run(MigrateJob *job, Task *task, ValidateLevel level, int64 id,
-		ValidateResult *r, ReturnSetInfo *rsinfo)
+void
+validate_end_run(MigrateJob *job, const char *target, ValidateLevel level, int64 id,
+				 ValidateResult *r, ValidateCut *cut, char *status, ReturnSetInfo *rsinfo)
 {
-	char	   *status = describe(task, level, r);
 	bool		matched = r->mismatches == 0;
-	Oid			types[] = {INT8OID, INT8OID, INT8OID, BOOLOID, INT8OID, TEXTOID, TEXTOID};
+	Oid			types[] = {INT8OID, INT8OID, INT8OID, BOOLOID, INT8OID, TEXTOID, TEXTOID, PG_LSNOID};
 	Datum		values[] = {Int64GetDatum(id), Int64GetDatum(r->source_rows),
 		Int64GetDatum(r->target_rows), BoolGetDatum(matched),
 		Int64GetDatum(r->mismatches), CStringGetTextDatum(status),
-	r->digest ? CStringGetTextDatum(r->digest) : (Datum) 0};
+		r->digest ? CStringGetTextDatum(r->digest) : (Datum) 0,
+	LSNGetDatum(cut->lsn)};
+	char		nulls[] = {' ', ' ', ' ', ' ', ' ', ' ', r->digest ? ' ' : 'n',
+	cut->exact ? ' ' : 'n', 0};
 	Datum		result[8];
-	bool		nulls[8] = {0};
-	bool		isnull;
+	bool		isnull[8] = {0};
+	bool		null;
 
 	SPI_connect();
 	migrate_spi_exec("UPDATE migrate.validation_run SET source_rows = $2, target_rows = $3,"
-					 " matched = $4, mismatches = $5, status = $6, digest = $7,"
+					 " matched = $4, mismatches = $5, status = $6, digest = $7, source_lsn = $8,"
 					 " duration = clock_timestamp() - started_at"
 					 " WHERE validation_id = $1 RETURNING duration",
-					 7, types, values, r->digest ? "       " : "      n", SPI_OK_UPDATE_RETURNING);
-	result[0] = CStringGetTextDatum(task->target);
+					 8, types, values, nulls, SPI_OK_UPDATE_RETURNING);
+	result[0] = CStringGetTextDatum(target);
 	result[1] = CStringGetTextDatum(level_names[level]);
-	result[2] = values[1];
-	result[3] = values[2];
-	result[4] = values[3];
-	result[5] = values[4];
-	result[6] = values[5];
-	result[7] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1,
-							  &isnull);
-	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, result, nulls);
+	for (int i = 1; i <= 5; i++)
+		result[i + 1] = values[i];
+	result[7] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null);
+	if (rsinfo)
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, result, isnull);
 	SPI_finish();
 
 	if (!matched)
 		migrate_event(job->job_id, "alert", "validation",
 					  "%s does not match its source: %lld mismatches at level %s (%s)",
-					  task->target, (long long) r->mismatches,
-					  level_names[level], status);
+					  target, (long long) r->mismatches, level_names[level], status);
 }
 
+/* ----------------------------------------------------------------
+ * one mapping
+ * ----------------------------------------------------------------
+ */
+
 /* The connection of all mappings; made, in conn_cxt, when it is needed first. */
-static void
-need_connection(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt)
+void
+validate_need_connection(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt)
 {
 	MemoryContext old;
 
@@ -215,69 +216,88 @@ need_connection(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt)
  * P2: sources that are not what was copied cannot be compared; the error names
  * them.
  */
-static void
-refuse_drift(MigrateJob *job, List *tasks, MigrateConn **conn, MemoryContext conn_cxt)
+void
+validate_refuse_drift(MigrateJob *job, List *tasks, MigrateConn **conn, MemoryContext conn_cxt)
 {
 	List	   *ids = NIL;
 	ListCell   *lc;
 
 	foreach(lc, tasks)
 	{
-		Task	   *task = lfirst(lc);
+		ValidateTask *task = lfirst(lc);
 
 		if (task->watched)
 			ids = list_append_unique_int(ids, task->source_id);
 	}
 	if (ids == NIL)
 		return;
-	need_connection(job, conn, conn_cxt);
+	validate_need_connection(job, conn, conn_cxt);
 	migrate_drift_refuse(job, ids, *conn);
 }
 
-/*
- * Validate one mapping.
- */
-static void
-validate_mapping(MigrateJob *job, Task *task, ValidateLevel level,
-				 MigrateConn **conn, MemoryContext conn_cxt,
-				 ReturnSetInfo *rsinfo)
+/* Load and compile both ends of a mapping. */
+void
+validate_open_ends(ValidateEnds *ends, MigrateJob *job, ValidateTask *task, ValidateCut *cut,
+				   MigrateConn **conn, MemoryContext conn_cxt)
 {
-	ValidateEnds ends = {.job = job};
-	ValidateResult result = {0};
-	int64		id = begin_run(job, task, level);
-
-	ends.map = migrate_mapping_load(task->mapping_id);
-	ends.src = migrate_source_load(ends.map->source_id);
+	memset(ends, 0, sizeof(*ends));
+	ends->job = job;
+	ends->cut = cut;
+	ends->map = migrate_mapping_load(task->mapping_id);
+	ends->src = migrate_source_load(ends->map->source_id);
 	/* before the job has prepared: the way that works everywhere */
-	if (ends.src->transport != 'c')
-		ends.src->transport = 'f';
-	migrate_mapping_compile(ends.map, ends.src);
-	ends.shape = validate_shape(ends.map);
-	if (ends.src->transport == 'c')
+	if (ends->src->transport != 'c')
+		ends->src->transport = 'f';
+	migrate_mapping_compile(ends->map, ends->src);
+	ends->shape = validate_shape(ends->map);
+	if (ends->src->transport == 'c')
 	{
-		MigrateSourceTxn txn;
-
-		need_connection(job, conn, conn_cxt);
-		ends.conn = *conn;
-		migrate_source_begin(ends.conn, ends.src, NULL, &txn);
+		validate_need_connection(job, conn, conn_cxt);
+		ends->conn = *conn;
 	}
+}
 
+/* A later cut, for what differed at the first. */
+static void
+renew_cut(ValidateEnds *ends)
+{
+	validate_cut_end(ends->conn, ends->cut);
+	validate_cut_begin(ends->job, ends->src, ends->conn, ends->cut);
+}
+
+/*
+ * Validate one mapping; the id of the run.
+ */
+int64
+validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level, MigrateConn **conn,
+			 MemoryContext conn_cxt, ReturnSetInfo *rsinfo, ValidateResult *result)
+{
+	ValidateEnds ends;
+	ValidateCut cut;
+	int64		id = validate_begin_run(job, task->mapping_id, NULL, level);
+
+	memset(result, 0, sizeof(*result));
+	validate_open_ends(&ends, job, task, &cut, conn, conn_cxt);
+	validate_cut_begin(job, ends.src, ends.conn, &cut);
+	if (cut.exact)
+		ends.renew = renew_cut;
 	if (level == LEVEL_COUNT)
 	{
-		result.source_rows = validate_count_source(&ends);
-		result.target_rows = validate_count_target(&ends);
-		result.mismatches = Max(result.source_rows, result.target_rows) -
-			Min(result.source_rows, result.target_rows);
+		result->source_rows = validate_count_source(&ends);
+		result->target_rows = validate_count_target(&ends);
+		result->mismatches = Max(result->source_rows, result->target_rows) -
+			Min(result->source_rows, result->target_rows);
 	}
 	else
-		validate_compare(&ends, level, id, &result);
-	if (ends.conn)
-		migrate_source_end(ends.conn);
-	end_run(job, task, level, id, &result, rsinfo);
+		validate_compare(&ends, level, id, result);
+	validate_cut_end(ends.conn, &cut);
+	validate_end_run(job, task->target, level, id, result, &cut,
+					 validate_describe(task, level, result, &cut), rsinfo);
+	return id;
 }
 
 static void
-validate_job(MigrateJob *job, List *tasks, ValidateLevel level,
+validate_job(MigrateJob *job, List *tasks, bool checks, ValidateLevel level,
 			 ReturnSetInfo *rsinfo)
 {
 	MigrateConn *volatile conn = NULL;
@@ -291,15 +311,20 @@ validate_job(MigrateJob *job, List *tasks, ValidateLevel level,
 		ListCell   *lc;
 
 		MemoryContextSwitchTo(mcxt);
-		refuse_drift(job, tasks, (MigrateConn **) &conn, old);
+		validate_refuse_drift(job, tasks, (MigrateConn **) &conn, old);
 		foreach(lc, tasks)
 		{
+			ValidateResult result;
+
 			MemoryContextSwitchTo(mcxt);
-			validate_mapping(job, lfirst(lc), level, (MigrateConn **) &conn,
-							 old, rsinfo);
+			(void) validate_one(job, lfirst(lc), level, (MigrateConn **) &conn, old, rsinfo,
+								&result);
 			MemoryContextSwitchTo(old);
 			MemoryContextReset(mcxt);
 		}
+		MemoryContextSwitchTo(mcxt);
+		if (checks)
+			validate_checks(job, (MigrateConn **) &conn, old, rsinfo);
 	}
 	PG_FINALLY();
 	{
@@ -307,6 +332,7 @@ validate_job(MigrateJob *job, List *tasks, ValidateLevel level,
 			migrate_disconnect(conn);
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(old);
 	MemoryContextDelete(mcxt);
 }
 
@@ -328,11 +354,11 @@ migrate_validate(PG_FUNCTION_ARGS)
 	InitMaterializedSRF(fcinfo, 0);
 	level = parse_level(text_to_cstring(PG_GETARG_TEXT_PP(2)));
 	job = migrate_job_load_by_name(text_to_cstring(PG_GETARG_TEXT_PP(0)));
-	tasks = find_tasks(job, PG_ARGISNULL(1) ? NULL :
-					   text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	tasks = validate_tasks(job, PG_ARGISNULL(1) ? NULL :
+						   text_to_cstring(PG_GETARG_TEXT_PP(1)));
 
 	migrate_as_owner(job->owner, &as);
-	validate_job(job, tasks, level, (ReturnSetInfo *) fcinfo->resultinfo);
+	validate_job(job, tasks, PG_ARGISNULL(1), level, (ReturnSetInfo *) fcinfo->resultinfo);
 	migrate_as_caller(&as);
 	return (Datum) 0;
 }

@@ -7,8 +7,12 @@
  *	  digest.c		the same as SQL functions
  *	  plan.c		who computes digests, what the buckets are; digests by query
  *	  scan.c		the rows of both sides, hashed, to a callback
+ *	  cut.c			the two snapshots that a live job is compared at
  *	  compare.c		buckets, drill-down to rows, details of the differences
- *	  validate.c	the SQL function, the record of a run
+ *	  validate.c	migrate_validate(), the record of a run
+ *	  check.c		the user's queries
+ *	  resync.c		a target brought in line
+ *	  repair.c		migrate_repair()
  *	  resync.c		write what differs (migrate_resync)
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
@@ -21,6 +25,7 @@
 #include "migrate.h"
 
 #include "fmgr.h"
+#include "nodes/execnodes.h"
 #include "utils/elog.h"
 
 /* Differences kept a mapping and run; more are only counted. */
@@ -128,6 +133,14 @@ typedef struct ValidateSink
 	void	   *arg;
 } ValidateSink;
 
+typedef enum ValidateLevel
+{
+	LEVEL_COUNT,
+	LEVEL_CHECKSUM,
+	LEVEL_FULL,
+	LEVEL_CHECK					/* of a check of the user's */
+} ValidateLevel;
+
 typedef enum ValidateDigest
 {
 	DIGEST_HERE,
@@ -156,6 +169,18 @@ typedef struct ValidatePlan
 	int			shift;
 } ValidatePlan;
 
+/*
+ * The snapshots that both sides are compared at, see cut.c.
+ */
+typedef struct ValidateCut
+{
+	MigrateSourceTxn txn;
+	bool		exact;			/* of a live job: no change lies between them */
+	XLogRecPtr	lsn;			/* then: where in the stream they are */
+	bool		pushed;			/* the target's is the active snapshot */
+	const char *why;			/* of a live job: why not */
+} ValidateCut;
+
 /* Both ends of one mapping. */
 typedef struct ValidateEnds
 {
@@ -164,17 +189,18 @@ typedef struct ValidateEnds
 	MigrateSource *src;
 	MigrateConn *conn;			/* NULL for transport fdw */
 	ValidateShape *shape;
-	ValidatePlan *plan;
+	ValidatePlan *plan;			/* NULL: to be made */
+	const bool *only;			/* buckets to compare; NULL: all */
+
+	/*
+	 * Called before what differs is looked at again, to take new snapshots;
+	 * NULL: keep those that there are.
+	 */
+	void		(*renew) (struct ValidateEnds *ends);
+	ValidateCut *cut;
 	bool		careful;		/* read chunk by chunk: some rows cannot be */
 	int64		seen;			/* rows met in the careful way */
 } ValidateEnds;
-
-typedef enum ValidateLevel
-{
-	LEVEL_COUNT,
-	LEVEL_CHECKSUM,
-	LEVEL_FULL
-} ValidateLevel;
 
 typedef struct ValidateResult
 {
@@ -186,6 +212,47 @@ typedef struct ValidateResult
 	bool		at_least;		/* there may be more mismatches */
 	const char *digest;			/* NULL: rows were only counted */
 } ValidateResult;
+
+/* one mapping to be validated, as the catalog has it */
+typedef struct ValidateTask
+{
+	int			mapping_id;
+	int			source_id;
+	char	   *target;
+	bool		watched;		/* compared with its plan first (P2) */
+	bool		copied;			/* the copy of its source table is over */
+	int64		dead;			/* open dead letters */
+} ValidateTask;
+
+/* validate.c */
+extern List *validate_tasks(MigrateJob *job, const char *target);
+extern int64 validate_begin_run(MigrateJob *job, int mapping_id, const char *check,
+								ValidateLevel level);
+extern char *validate_describe(ValidateTask *task, ValidateLevel level, ValidateResult *r,
+							   ValidateCut *cut);
+extern void validate_end_run(MigrateJob *job, const char *target, ValidateLevel level,
+							 int64 id, ValidateResult *r, ValidateCut *cut, char *status,
+							 ReturnSetInfo *rsinfo);
+extern void validate_need_connection(MigrateJob *job, MigrateConn **conn,
+									 MemoryContext conn_cxt);
+extern void validate_refuse_drift(MigrateJob *job, List *tasks, MigrateConn **conn,
+								  MemoryContext conn_cxt);
+extern void validate_open_ends(ValidateEnds *ends, MigrateJob *job, ValidateTask *task,
+							   ValidateCut *cut, MigrateConn **conn, MemoryContext conn_cxt);
+extern int64 validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level,
+						  MigrateConn **conn, MemoryContext conn_cxt,
+						  ReturnSetInfo *rsinfo, ValidateResult *result);
+
+/* check.c */
+extern void validate_checks(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt,
+							ReturnSetInfo *rsinfo);
+
+/* cut.c */
+extern void validate_cut_begin_writing(MigrateJob *job, MigrateSource *src,
+									   MigrateConn *conn, ValidateCut *cut);
+extern void validate_cut_begin(MigrateJob *job, MigrateSource *src, MigrateConn *conn,
+							   ValidateCut *cut);
+extern void validate_cut_end(MigrateConn *conn, ValidateCut *cut);
 
 /* row_hash.c */
 extern ValidateShape *validate_shape(MigrateMapping *map);
@@ -209,8 +276,8 @@ extern void validate_plan(ValidateEnds *ends, ValidateLevel level);
 extern int	validate_row_bucket(ValidateEnds *ends, ValidateRow *row);
 extern char *validate_buckets_where(ValidateEnds *ends, ValidateSide side,
 									const bool *selected);
-extern void validate_target_digest(ValidateEnds *ends);
-extern void validate_both_digests(ValidateEnds *ends);
+extern void validate_target_digest(ValidateEnds *ends, const char *where);
+extern void validate_both_digests(ValidateEnds *ends, char **where);
 
 /* scan.c; where: a condition in the words of that side, or NULL */
 extern char *validate_from_target(ValidateEnds *ends, const char *where);
