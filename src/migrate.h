@@ -785,6 +785,12 @@ typedef struct MigrateShared
 	bool		hold;			/* throttle_query says so */
 	int			wanted_loaders;
 
+	/*
+	 * Counted by the job worker whenever a table is copied while others are
+	 * not: its keys can be built.  Read by loaders before they claim a chunk.
+	 */
+	int			tables_copied;
+
 	/* token buckets; written by any loader under mutex */
 	int64		rows_per_second;
 	int64		bytes_per_second;
@@ -829,6 +835,9 @@ extern void migrate_copy_batch_took(int64 usec);
 /* control/throttle.c: account for what was read and wait while it is too
  * much; interruptible.  Between batches. */
 extern void migrate_throttle(int64 rows, int64 bytes);
+
+/* Other loaders that have a chunk or a step at hand; those with a step. */
+extern int	migrate_loaders_busy(int *with_step);
 
 /* set by whoever throws to give a chunk up without calling it an error */
 extern bool migrate_abandoned;

@@ -161,6 +161,12 @@ typedef struct MigrateLoader
 	int			retry_max_delay_ms;
 	char		last_sqlstate[6];
 	int64		chunk_id;		/* at hand, 0: none */
+
+	/* the table whose chunks it copies, and since when */
+	int			source_id;
+	TimestampTz source_since;
+	int			tables_seen;	/* of MigrateShared.tables_copied: no step
+								 * left */
 } MigrateLoader;
 
 typedef enum MigrateStep

@@ -101,7 +101,10 @@ look_at_sources(int64 *pending, int64 *unfinished)
 	migrate_spi_end();
 	CommitTransactionCommand();
 	if (any)
+	{
+		migrate_shared->tables_copied++;
 		migrate_wake_loaders();
+	}
 	MemoryContextSwitchTo(me.cxt);
 }
 

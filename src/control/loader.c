@@ -42,6 +42,9 @@ PGDLLEXPORT void migrate_loader_main(Datum main_arg);
 /* how long a job that was read is as good as new for steps, ms */
 #define JOB_LIFETIME 200
 
+/* a table that kept a loader for so long is worth a look when it is left, ms */
+#define LONG_TABLE 300
+
 MigrateLoader *
 migrate_loader_create(int job_id)
 {
@@ -230,6 +233,24 @@ post_step(MigrateLoader *loader, MigrateJob *job)
 	return MIGRATE_STEP_BUILT;
 }
 
+/*
+ * Going on to another table: the last one may be copied, which the job worker
+ * is to find out.  Small tables are left to its next look.
+ */
+static void
+note_table(MigrateLoader *loader, int source_id)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (source_id == loader->source_id)
+		return;
+	if (loader->source_id != 0 &&
+		TimestampDifferenceExceeds(loader->source_since, now, LONG_TABLE))
+		migrate_wake_job_worker();
+	loader->source_id = source_id;
+	loader->source_since = now;
+}
+
 static MigrateStep
 chunk_step(MigrateLoader *loader, MigrateJob *job)
 {
@@ -239,6 +260,7 @@ chunk_step(MigrateLoader *loader, MigrateJob *job)
 	MemoryContextSwitchTo(loader->cxt);
 	if (chunk == NULL)
 		return MIGRATE_STEP_NOTHING;
+	note_table(loader, chunk->source_id);
 
 	loader->chunk_id = chunk->chunk_id;
 	migrate_slot_chunk(chunk);
@@ -262,6 +284,38 @@ chunk_step(MigrateLoader *loader, MigrateJob *job)
 	return MIGRATE_STEP_LOADED;
 }
 
+/*
+ * Shall a step go before the next chunk?  The keys of a table that is just
+ * copied find it in memory, and when the last table is copied there is less
+ * left for all.  But one loader goes on copying.
+ */
+static bool
+steps_first(MigrateLoader *loader, MigrateJob *job)
+{
+	int			with_step;
+
+	if (migrate_shared->tables_copied == loader->tables_seen)
+		return false;
+	(void) migrate_loaders_busy(&with_step);
+	return with_step < job->workers - 1;
+}
+
+static MigrateStep
+copy_step(MigrateLoader *loader, MigrateJob *job)
+{
+	MigrateStep step = MIGRATE_STEP_NOTHING;
+
+	if (steps_first(loader, job))
+	{
+		int			seen = migrate_shared->tables_copied;
+
+		step = post_step(loader, job);
+		if (step == MIGRATE_STEP_NOTHING)
+			loader->tables_seen = seen;
+	}
+	return step == MIGRATE_STEP_NOTHING ? chunk_step(loader, job) : step;
+}
+
 static MigrateStep
 guarded_step(MigrateLoader *loader)
 {
@@ -273,7 +327,7 @@ guarded_step(MigrateLoader *loader)
 	loader->retry_max_delay_ms = job->retry_max_delay_ms;
 	migrate_worker_phase("claim");
 	if (copies(job))
-		step = chunk_step(loader, job);
+		step = copy_step(loader, job);
 	return step == MIGRATE_STEP_NOTHING ? post_step(loader, job) : step;
 }
 

@@ -317,6 +317,31 @@ migrate_slot_step_over(bool recorded)
 	SpinLockRelease(&migrate_shared->mutex);
 }
 
+/* How many other loaders are at work, and how many of them at steps. */
+int
+migrate_loaders_busy(int *with_step)
+{
+	int			busy = 0;
+
+	*with_step = 0;
+	if (migrate_shared == NULL)
+		return 0;
+	SpinLockAcquire(&migrate_shared->mutex);
+	for (int i = 1; i <= MIGRATE_MAX_LOADERS; i++)
+	{
+		MigrateWorkerSlot *s = &migrate_shared->slots[i];
+
+		if (i == migrate_my_slot || s->pid == 0)
+			continue;
+		if (s->step_id != 0)
+			(*with_step)++;
+		if (s->step_id != 0 || s->chunk_id != 0)
+			busy++;
+	}
+	SpinLockRelease(&migrate_shared->mutex);
+	return busy;
+}
+
 /* Walks all memory contexts: between chunks, not for every row. */
 void
 migrate_slot_memory(void)

@@ -353,6 +353,22 @@ work(StepRun *run)
 }
 
 /*
+ * Processes that an index build may start beside this one.  While others copy
+ * or build, all together are as many as the job may have at work; who is alone
+ * may do what the server allows.
+ */
+static int
+parallel_helpers(MigrateJob *job)
+{
+	int			with_step;
+	int			busy = migrate_loaders_busy(&with_step);
+
+	if (busy == 0)
+		return max_parallel_maintenance_workers;
+	return Min(max_parallel_maintenance_workers, Max(job->workers - 1 - busy, 0));
+}
+
+/*
  * lock_timeout is set for the session, since VACUUM changes transactions on
  * its way.  An error of the setting's end would be a bug: the value was valid.
  */
@@ -361,12 +377,17 @@ migrate_step_run(MigrateJob *job, MigratePostStep *step)
 {
 	StepRun		run = {.job = job,.step = step};
 	char	   *lock_timeout = pstrdup(GetConfigOption("lock_timeout", false, false));
+	int			helpers = max_parallel_maintenance_workers;
 	ErrorData  *edata;
 
 	SetConfigOption("lock_timeout", psprintf("%d", job->lock_timeout_ms),
 					PGC_USERSET, PGC_S_SESSION);
+	SetConfigOption("max_parallel_maintenance_workers",
+					psprintf("%d", parallel_helpers(job)), PGC_USERSET, PGC_S_SESSION);
 	edata = work(&run);
 	SetConfigOption("lock_timeout", lock_timeout, PGC_USERSET, PGC_S_SESSION);
+	SetConfigOption("max_parallel_maintenance_workers", psprintf("%d", helpers),
+					PGC_USERSET, PGC_S_SESSION);
 	if (edata)
 	{
 		judge(&run, edata);
