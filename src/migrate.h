@@ -862,6 +862,8 @@ extern void migrate_set_state(int job_id, const char *state, const char *reason)
  */
 extern void migrate_spi_exec(const char *sql, int nargs, Oid *types,
 							 Datum *values, const char *nulls, int expected);
+extern void migrate_spi_exec_kept(const char *sql, int nargs, Oid *types,
+								  Datum *values, const char *nulls, int expected);
 extern char *migrate_spi_text(int row, int col);	/* copy, NULL if null */
 extern int64 migrate_spi_int64(int row, int col, int64 if_null);
 

@@ -21,6 +21,7 @@
 #include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
 /* the GUC migrate.fault, defined in migrate.c */
@@ -43,6 +44,70 @@ migrate_spi_exec(const char *sql, int nargs, Oid *types, Datum *values,
 	rc = SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
 	if (snapshot)
 		PopActiveSnapshot();
+	if (rc != expected)
+		elog(ERROR, "statement gave %s, not %s: %s",
+			 SPI_result_code_string(rc), SPI_result_code_string(expected), sql);
+}
+
+/* a statement whose plan is kept, for the life of the process */
+typedef struct KeptPlan
+{
+	char	   *sql;
+	SPIPlanPtr	plan;
+} KeptPlan;
+
+static KeptPlan kept_plans[32];
+
+/* The kept plan of a statement; NULL when there is no more room. */
+static SPIPlanPtr
+kept_plan(const char *sql, int nargs, Oid *types)
+{
+	KeptPlan   *kept = NULL;
+	SPIPlanPtr	plan;
+
+	for (int i = 0; i < lengthof(kept_plans); i++)
+	{
+		kept = &kept_plans[i];
+		if (kept->sql == NULL)
+			break;
+		if (strcmp(kept->sql, sql) == 0)
+			return kept->plan;
+	}
+	if (kept->sql != NULL)
+		return NULL;
+	plan = SPI_prepare_cursor(sql, nargs, types, CURSOR_OPT_GENERIC_PLAN);
+	if (plan == NULL || SPI_keepplan(plan) != 0)
+		elog(ERROR, "SPI_prepare gave %s: %s", SPI_result_code_string(SPI_result), sql);
+	kept->plan = plan;
+	kept->sql = MemoryContextStrdup(TopMemoryContext, sql);
+	return plan;
+}
+
+/*
+ * Like migrate_spi_exec(), for the few statements that run for every chunk: to
+ * plan them takes longer than to run them.  The types of the parameters belong
+ * to the text.
+ */
+void
+migrate_spi_exec_kept(const char *sql, int nargs, Oid *types, Datum *values,
+					  const char *nulls, int expected)
+{
+	bool		snapshot = !ActiveSnapshotSet();
+	int			level = migrate_follow_index_order();
+	SPIPlanPtr	plan;
+	int			rc;
+
+	/* tables that are small when it is planned do not stay so */
+	(void) set_config_option("enable_seqscan", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	if (snapshot)
+		PushActiveSnapshot(GetTransactionSnapshot());
+	plan = kept_plan(sql, nargs, types);
+	rc = plan ? SPI_execute_plan(plan, values, nulls, false, 0) :
+		SPI_execute_with_args(sql, nargs, types, values, nulls, false, 0);
+	if (snapshot)
+		PopActiveSnapshot();
+	AtEOXact_GUC(true, level);
 	if (rc != expected)
 		elog(ERROR, "statement gave %s, not %s: %s",
 			 SPI_result_code_string(rc), SPI_result_code_string(expected), sql);

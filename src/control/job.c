@@ -127,8 +127,8 @@ load_options(MigrateJob *job, MemoryContext mcxt)
 	bool		seen[lengthof(options)] = {false};
 	MemoryContext old;
 
-	migrate_spi_exec("SELECT name, value FROM migrate._options_of($1)",
-					 1, &type, &arg, NULL, SPI_OK_SELECT);
+	migrate_spi_exec_kept("SELECT name, value FROM migrate._options_of($1)",
+						  1, &type, &arg, NULL, SPI_OK_SELECT);
 	old = MemoryContextSwitchTo(mcxt);
 	for (uint64 row = 0; row < SPI_processed; row++)
 	{
@@ -160,10 +160,10 @@ load_job(int job_id, const char *name, MemoryContext mcxt)
 	MigrateJob *job = NULL;
 
 	migrate_spi_begin();
-	migrate_spi_exec(name ?
-					 "SELECT job_id, job, owner, server, state, wanted, (capture = 'logical')::int FROM migrate.job WHERE job = $1" :
-					 "SELECT job_id, job, owner, server, state, wanted, (capture = 'logical')::int FROM migrate.job WHERE job_id = $1",
-					 1, &type, &arg, NULL, SPI_OK_SELECT);
+	migrate_spi_exec_kept(name ?
+						  "SELECT job_id, job, owner, server, state, wanted, (capture = 'logical')::int FROM migrate.job WHERE job = $1" :
+						  "SELECT job_id, job, owner, server, state, wanted, (capture = 'logical')::int FROM migrate.job WHERE job_id = $1",
+						  1, &type, &arg, NULL, SPI_OK_SELECT);
 	if (SPI_processed == 1)
 	{
 		MemoryContext old = MemoryContextSwitchTo(mcxt);

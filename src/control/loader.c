@@ -39,8 +39,9 @@
 
 PGDLLEXPORT void migrate_loader_main(Datum main_arg);
 
-/* how long a job that was read is as good as new for steps, ms */
+/* how long a job that was read is as good as new for steps, and for chunks, ms */
 #define JOB_LIFETIME 200
+#define JOB_LIFETIME_COPYING 50
 
 /* a table that kept a loader for so long is worth a look when it is left, ms */
 #define LONG_TABLE 300
@@ -154,36 +155,34 @@ copies(MigrateJob *job)
 }
 
 /*
- * The steps of thousands of small tables take less time than to read the
- * options: those of a moment ago will do.  Whether to go on is not among them,
- * shared memory says that.
+ * The steps of thousands of small tables, and very small chunks, take less time
+ * than to read the options: those of a moment ago will do.  Whether to go on is
+ * not among them, shared memory says that.
  */
 static MigrateJob *
 known_job(MigrateLoader *loader)
 {
-	if (loader->job == NULL || loader->release_pending ||
-		TimestampDifferenceExceeds(loader->job_at, GetCurrentTimestamp(), JOB_LIFETIME))
+	MigrateJob *job = loader->job;
+
+	if (job == NULL || loader->release_pending ||
+		(copies(job) && loader->conn == NULL) ||
+		TimestampDifferenceExceeds(loader->job_at, GetCurrentTimestamp(),
+								   copies(job) ? JOB_LIFETIME_COPYING : JOB_LIFETIME))
 		return NULL;
-	return loader->job;
+	return job;
 }
 
-/* Read the job; it is kept while no chunk can need it as it is now. */
+/* Read the job, and keep it for that moment. */
 static MigrateJob *
 load_job(MigrateLoader *loader)
 {
-	MigrateJob *job;
-
 	loader->job = NULL;
 	MemoryContextReset(loader->job_cxt);
 	MemoryContextSwitchTo(loader->job_cxt);
-	job = migrate_job_load(loader->job_id);
+	loader->job = migrate_job_load(loader->job_id);
+	loader->job_at = GetCurrentTimestamp();
 	MemoryContextSwitchTo(loader->cxt);
-	if (job && !copies(job))
-	{
-		loader->job = job;
-		loader->job_at = GetCurrentTimestamp();
-	}
-	return job;
+	return loader->job;
 }
 
 /* The job as it is now, and a connection if it needs one. */
@@ -327,7 +326,12 @@ guarded_step(MigrateLoader *loader)
 	loader->retry_max_delay_ms = job->retry_max_delay_ms;
 	migrate_worker_phase("claim");
 	if (copies(job))
+	{
 		step = copy_step(loader, job);
+		/* the next state may be there already, and its wake-up over */
+		if (step == MIGRATE_STEP_NOTHING)
+			loader->job = NULL;
+	}
 	return step == MIGRATE_STEP_NOTHING ? post_step(loader, job) : step;
 }
 

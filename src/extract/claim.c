@@ -39,7 +39,7 @@
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 
-/* bounds of what adapts */
+/* bounds of what adapts; less where the first chunk was to be smaller */
 #define MIN_CHUNK_BLOCKS 16
 #define MAX_CHUNK_BYTES ((int64) 1024 * 1024 * 1024)
 #define MIN_CHUNK_ROWS 1000
@@ -109,21 +109,21 @@ claim_given_back(MigrateJob *job, MemoryContext mcxt)
 	Oid			types[] = {INT4OID, INT4OID};
 	Datum		values[] = {Int32GetDatum(job->job_id), Int32GetDatum(MyProcPid)};
 
-	migrate_spi_exec("UPDATE migrate.chunk c SET state = 'running',"
-					 " attempt = c.attempt + 1, worker_pid = $2,"
-					 " started_at = pg_catalog.clock_timestamp(), finished_at = NULL"
-					 " FROM (SELECT ch.chunk_id FROM migrate.chunk ch"
-					 "  JOIN migrate.source_table s ON s.source_id = ch.source_id"
-					 "   AND s.plan_no = ch.plan_no AND s.state = 'copying'"
-					 "  WHERE ch.job_id = $1 AND ch.state = 'todo'"
-					 "  ORDER BY ch.chunk_id LIMIT 1 FOR UPDATE OF ch SKIP LOCKED) n,"
-					 " migrate.leaf l"
-					 " WHERE c.chunk_id = n.chunk_id AND l.source_id = c.source_id"
-					 " AND l.leaf_no = c.leaf_no"
-					 " RETURNING c.chunk_id, c.source_id, c.leaf_no, c.plan_no, c.attempt,"
-					 " l.relation, l.remote_oid, l.remote_filenode,"
-					 " c.block_lo, c.block_hi, c.key_lo, c.key_hi, l.fingerprint",
-					 2, types, values, NULL, SPI_OK_UPDATE_RETURNING);
+	migrate_spi_exec_kept("UPDATE migrate.chunk c SET state = 'running',"
+						  " attempt = c.attempt + 1, worker_pid = $2,"
+						  " started_at = pg_catalog.clock_timestamp(), finished_at = NULL"
+						  " FROM (SELECT ch.chunk_id FROM migrate.chunk ch"
+						  "  JOIN migrate.source_table s ON s.source_id = ch.source_id"
+						  "   AND s.plan_no = ch.plan_no AND s.state = 'copying'"
+						  "  WHERE ch.job_id = $1 AND ch.state = 'todo'"
+						  "  ORDER BY ch.chunk_id LIMIT 1 FOR UPDATE OF ch SKIP LOCKED) n,"
+						  " migrate.leaf l"
+						  " WHERE c.chunk_id = n.chunk_id AND l.source_id = c.source_id"
+						  " AND l.leaf_no = c.leaf_no"
+						  " RETURNING c.chunk_id, c.source_id, c.leaf_no, c.plan_no, c.attempt,"
+						  " l.relation, l.remote_oid, l.remote_filenode,"
+						  " c.block_lo, c.block_hi, c.key_lo, c.key_hi, l.fingerprint",
+						  2, types, values, NULL, SPI_OK_UPDATE_RETURNING);
 	return SPI_processed > 0 ? chunk_from_result(mcxt) : NULL;
 }
 
@@ -147,17 +147,17 @@ lock_leaf(MigrateJob *job, bool wait)
 	Datum		value;
 	bool		isnull;
 
-	migrate_spi_exec(psprintf("SELECT l.source_id, l.leaf_no, s.plan_no, s.method,"
-							  " s.transport, l.relation, l.remote_oid, l.remote_filenode,"
-							  " l.blocks, l.next_block, l.next_key, l.chunk_size,"
-							  " l.fingerprint"
-							  " FROM migrate.leaf l JOIN migrate.source_table s"
-							  "  ON s.source_id = l.source_id"
-							  " WHERE l.job_id = $1 AND s.state = 'copying'"
-							  " AND NOT l.exhausted"
-							  " ORDER BY l.weight DESC, l.source_id, l.leaf_no"
-							  " LIMIT 1 FOR UPDATE OF l%s", wait ? "" : " SKIP LOCKED"),
-					 1, types, values, NULL, SPI_OK_SELECT);
+	migrate_spi_exec_kept(psprintf("SELECT l.source_id, l.leaf_no, s.plan_no, s.method,"
+								   " s.transport, l.relation, l.remote_oid, l.remote_filenode,"
+								   " l.blocks, l.next_block, l.next_key, l.chunk_size,"
+								   " l.fingerprint"
+								   " FROM migrate.leaf l JOIN migrate.source_table s"
+								   "  ON s.source_id = l.source_id"
+								   " WHERE l.job_id = $1 AND s.state = 'copying'"
+								   " AND NOT l.exhausted"
+								   " ORDER BY l.weight DESC, l.source_id, l.leaf_no"
+								   " LIMIT 1 FOR UPDATE OF l%s", wait ? "" : " SKIP LOCKED"),
+						  1, types, values, NULL, SPI_OK_SELECT);
 	AtEOXact_GUC(true, level);
 	if (SPI_processed == 0)
 		return NULL;
@@ -265,10 +265,10 @@ advance_leaf(Leaf *leaf, MigrateSource *src, MigrateRange *range)
 	else
 		nulls[4] = 'n';
 	values[5] = BoolGetDatum(range->block_hi < 0 && range->key_hi == NULL);
-	migrate_spi_exec("UPDATE migrate.leaf SET next_block = $3, blocks = $4,"
-					 " next_key = $5, exhausted = $6"
-					 " WHERE source_id = $1 AND leaf_no = $2",
-					 6, types, values, nulls, SPI_OK_UPDATE);
+	migrate_spi_exec_kept("UPDATE migrate.leaf SET next_block = $3, blocks = $4,"
+						  " next_key = $5, exhausted = $6"
+						  " WHERE source_id = $1 AND leaf_no = $2",
+						  6, types, values, nulls, SPI_OK_UPDATE);
 }
 
 /* Record a chunk; its id. */
@@ -301,15 +301,15 @@ insert_chunk(MigrateJob *job, Leaf *leaf, MigrateSource *src, MigrateRange *rang
 		nulls[7] = 'n';
 	values[8] = BoolGetDatum(running);
 	values[9] = Int32GetDatum(MyProcPid);
-	migrate_spi_exec("INSERT INTO migrate.chunk (job_id, source_id, leaf_no, plan_no,"
-					 " block_lo, block_hi, key_lo, key_hi, state, attempt, worker_pid, started_at)"
-					 " VALUES ($1, $2, $3, $4, $5, $6, $7, $8,"
-					 " CASE WHEN $9 THEN 'running' ELSE 'todo' END,"
-					 " CASE WHEN $9 THEN 1 ELSE 0 END,"
-					 " CASE WHEN $9 THEN $10 END,"
-					 " CASE WHEN $9 THEN pg_catalog.clock_timestamp() END)"
-					 " RETURNING chunk_id",
-					 10, types, values, nulls, SPI_OK_INSERT_RETURNING);
+	migrate_spi_exec_kept("INSERT INTO migrate.chunk (job_id, source_id, leaf_no, plan_no,"
+						  " block_lo, block_hi, key_lo, key_hi, state, attempt, worker_pid, started_at)"
+						  " VALUES ($1, $2, $3, $4, $5, $6, $7, $8,"
+						  " CASE WHEN $9 THEN 'running' ELSE 'todo' END,"
+						  " CASE WHEN $9 THEN 1 ELSE 0 END,"
+						  " CASE WHEN $9 THEN $10 END,"
+						  " CASE WHEN $9 THEN pg_catalog.clock_timestamp() END)"
+						  " RETURNING chunk_id",
+						  10, types, values, nulls, SPI_OK_INSERT_RETURNING);
 	return migrate_spi_int64(0, 0, 0);
 }
 
@@ -505,14 +505,15 @@ migrate_chunk_adapt(MigrateJob *job, MigrateChunk *chunk, double seconds)
 	if (blocks)
 	{
 		size = (range->block_hi - range->block_lo) * factor;
-		next = (int64) Min(Max(size, MIN_CHUNK_BLOCKS), MAX_CHUNK_BYTES / BLCKSZ);
+		next = (int64) Min(Max(size, Min(MIN_CHUNK_BLOCKS, job->chunk_blocks)),
+						   MAX_CHUNK_BYTES / BLCKSZ);
 	}
 	else
 	{
-		migrate_spi_exec("SELECT l.chunk_size, s.estimated_rows FROM migrate.leaf l"
-						 " JOIN migrate.source_table s USING (source_id)"
-						 " WHERE l.source_id = $1 AND l.leaf_no = $2",
-						 2, types, values, NULL, SPI_OK_SELECT);
+		migrate_spi_exec_kept("SELECT l.chunk_size, s.estimated_rows FROM migrate.leaf l"
+							  " JOIN migrate.source_table s USING (source_id)"
+							  " WHERE l.source_id = $1 AND l.leaf_no = $2",
+							  2, types, values, NULL, SPI_OK_SELECT);
 		size = SPI_processed > 0 ? migrate_spi_int64(0, 0, 0) * factor : 0;
 
 		/* how much is left is not known, so no chunk is a large part */
@@ -522,11 +523,11 @@ migrate_chunk_adapt(MigrateJob *job, MigrateChunk *chunk, double seconds)
 	}
 	values[2] = Int64GetDatum(next);
 	values[3] = Int32GetDatum(chunk->plan_no);
-	migrate_spi_exec("UPDATE migrate.leaf l SET chunk_size = $3"
-					 " FROM migrate.source_table s WHERE s.source_id = l.source_id"
-					 " AND s.plan_no = $4 AND l.source_id = $1 AND l.leaf_no = $2"
-					 " AND NOT l.exhausted AND l.chunk_size <> $3",
-					 4, types, values, NULL, SPI_OK_UPDATE);
+	migrate_spi_exec_kept("UPDATE migrate.leaf l SET chunk_size = $3"
+						  " FROM migrate.source_table s WHERE s.source_id = l.source_id"
+						  " AND s.plan_no = $4 AND l.source_id = $1 AND l.leaf_no = $2"
+						  " AND NOT l.exhausted AND l.chunk_size <> $3",
+						  4, types, values, NULL, SPI_OK_UPDATE);
 	SPI_finish();
 }
 

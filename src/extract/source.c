@@ -48,11 +48,11 @@ read_source_row(MigrateSource *src, char ***keys, MemoryContext mcxt)
 	bool		found;
 
 	SPI_connect();
-	migrate_spi_exec("SELECT job_id, plan_no, source, foreign_table, remote_schema, "
-					 "remote_table, coalesce(transport, ''), coalesce(method, ''), "
-					 "coalesce(\"binary\", false), key_columns, only_parent "
-					 "FROM migrate.source_table WHERE source_id = $1",
-					 1, types, values, NULL, SPI_OK_SELECT);
+	migrate_spi_exec_kept("SELECT job_id, plan_no, source, foreign_table, remote_schema, "
+						  "remote_table, coalesce(transport, ''), coalesce(method, ''), "
+						  "coalesce(\"binary\", false), key_columns, only_parent "
+						  "FROM migrate.source_table WHERE source_id = $1",
+						  1, types, values, NULL, SPI_OK_SELECT);
 	found = SPI_processed == 1;
 	if (found)
 	{

@@ -37,9 +37,9 @@ check_plan(MigrateChunk *chunk)
 	Datum		values[] = {Int32GetDatum(chunk->source_id),
 	Int32GetDatum(chunk->plan_no)};
 
-	migrate_spi_exec("SELECT FROM migrate.source_table "
-					 "WHERE source_id = $1 AND plan_no = $2 FOR SHARE",
-					 2, types, values, NULL, SPI_OK_SELECT);
+	migrate_spi_exec_kept("SELECT FROM migrate.source_table "
+						  "WHERE source_id = $1 AND plan_no = $2 FOR SHARE",
+						  2, types, values, NULL, SPI_OK_SELECT);
 	if (SPI_processed != 1)
 		taken_over(chunk);
 }
@@ -64,12 +64,12 @@ mark_done(MigrateChunk *chunk, MigrateSourceTxn *txn, int64 rows, int64 bytes)
 		nulls[5] = 'n';
 	if (txn->insert_lsn == InvalidXLogRecPtr)
 		nulls[6] = 'n';
-	migrate_spi_exec("UPDATE migrate.chunk SET state = 'done', rows_read = $4, "
-					 "bytes_read = $5, snapshot = $6, source_lsn = $7, "
-					 "finished_at = pg_catalog.clock_timestamp(), last_error = NULL "
-					 "WHERE chunk_id = $1 AND state = 'running' AND attempt = $2 "
-					 "AND plan_no = $3",
-					 lengthof(types), types, values, nulls, SPI_OK_UPDATE);
+	migrate_spi_exec_kept("UPDATE migrate.chunk SET state = 'done', rows_read = $4, "
+						  "bytes_read = $5, snapshot = $6, source_lsn = $7, "
+						  "finished_at = pg_catalog.clock_timestamp(), last_error = NULL "
+						  "WHERE chunk_id = $1 AND state = 'running' AND attempt = $2 "
+						  "AND plan_no = $3",
+						  lengthof(types), types, values, nulls, SPI_OK_UPDATE);
 	if (SPI_processed != 1)
 		taken_over(chunk);
 }
@@ -102,10 +102,10 @@ insert_counts(MigrateJob *job, MigrateChunk *chunk, MigrateMapping *map,
 						   (long long) rows, (long long) counts->read,
 						   (long long) counts->mapped, (long long) counts->filtered,
 						   (long long) counts->dead)));
-	migrate_spi_exec("INSERT INTO migrate.chunk_mapping (chunk_id, mapping_id, job_id, "
-					 "rows_read, rows_mapped, rows_filtered, rows_dead, rows_written) "
-					 "VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-					 lengthof(types), types, values, NULL, SPI_OK_INSERT);
+	migrate_spi_exec_kept("INSERT INTO migrate.chunk_mapping (chunk_id, mapping_id, job_id, "
+						  "rows_read, rows_mapped, rows_filtered, rows_dead, rows_written) "
+						  "VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+						  lengthof(types), types, values, NULL, SPI_OK_INSERT);
 }
 
 /*

@@ -168,7 +168,7 @@ load_mappings(const char *condition, int id)
 	List	   *mappings = NIL;
 
 	SPI_connect();
-	migrate_spi_exec(sql, 1, types, values, NULL, SPI_OK_SELECT);
+	migrate_spi_exec_kept(sql, 1, types, values, NULL, SPI_OK_SELECT);
 	for (uint64 row = 0; row < SPI_processed; row++)
 	{
 		MemoryContext oldcxt = MemoryContextSwitchTo(mcxt);
