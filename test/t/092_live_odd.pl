@@ -61,7 +61,7 @@ sub applied
 
 	$marks++;
 	src("INSERT INTO s.mark VALUES ($marks)");
-	$ok &&= wait_for($target, "SELECT count(*) = 1 FROM $_.mark WHERE id = $marks", timeout => 600) for @jobs;
+	$ok &&= wait_for($target, "SELECT count(*) = 1 FROM $_.mark WHERE id = $marks", timeout => 120 + ($bulk_rows + 3000 * $bulk_mb) / 10_000) for @jobs;
 	return $ok;
 }
 
