@@ -15,6 +15,10 @@
  *		1		moved: its copies are counted in mapping.doubles
  *		2 ..	a real duplicate of the mapped key: dead letters 23505
  *
+ * A job that follows its source needs not ask, where the key map holds the
+ * source's key as it is: then both copies are of one source row, any of them
+ * may stay, and the stream sets it right.
+ *
  * Runs in the job worker, in one transaction a target table, which holds SHARE
  * ROW EXCLUSIVE on it.  A crash rolls it back and the key is found wanting
  * again.
@@ -30,6 +34,7 @@
 
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
+#include "executor/tuptable.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
@@ -64,6 +69,7 @@ typedef struct Doubles
 	char	  **types;			/* their types, for casts */
 	char	  **equals;			/* their equality operators */
 	List	   *groups;
+	int64		keys;			/* that occurred more than once */
 	int64		moved;			/* copies of rows that were read twice */
 	int64		dead;
 } Doubles;
@@ -375,6 +381,42 @@ bury(Doubles *d, KeyGroup *g, MigrateBatch *batch, MigrateLoadContext *ctx)
 	d->dead++;
 }
 
+/*
+ * Groups with one source row each, many at once: there is no index yet, so each
+ * statement reads the whole table.
+ */
+static void
+write_lone_rows(Doubles *d, MigrateWriter *writer)
+{
+	MigrateLoadContext ctx = {.job = d->job,.chunk_id = 0,.stage = "index"};
+	MigrateBatch *batch = migrate_batch_create(d->src);
+	MigrateCounts counts = {0};
+	ListCell   *lc;
+
+	foreach(lc, d->groups)
+	{
+		KeyGroup   *g = lfirst(lc);
+		MigrateBatch *row;
+		TupleTableSlot *slot;
+
+		if (list_length(g->batches) != 1)
+			continue;
+		row = linitial(g->batches);
+		slot = migrate_batch_scan(row);
+		while (migrate_batch_next(row, slot))
+			migrate_batch_add(batch, slot->tts_values, slot->tts_isnull, 0);
+		ExecDropSingleTupleTableSlot(slot);
+		migrate_batch_free(row);
+		g->batches = NIL;
+		d->moved += Max(g->copies - 1, 0);
+		g->copies = 0;
+	}
+	if (batch->nrows > 0)
+		migrate_load_batch(&ctx, writer, batch, &counts);
+	d->dead += counts.dead;
+	migrate_batch_free(batch);
+}
+
 /* Write the source rows of a group: the first that can be stays. */
 static void
 write_group(Doubles *d, KeyGroup *g, MigrateWriter *writer)
@@ -412,9 +454,54 @@ record(Doubles *d)
 	migrate_spi_exec("UPDATE migrate.mapping SET doubles = doubles + $2"
 					 " WHERE mapping_id = $1", 2, types, values, NULL, SPI_OK_UPDATE);
 	migrate_event(d->job->job_id, d->dead > 0 ? "warning" : "info", "doubles",
-				  "%s: %d keys occurred more than once; %lld copies of rows that moved during the copy removed, %lld source rows with a key that is taken set aside",
-				  d->map->target_name, list_length(d->groups),
+				  "%s: %lld keys occurred more than once; %lld copies of rows that moved during the copy removed, %lld source rows with a key that is taken set aside",
+				  d->map->target_name, (long long) d->keys,
 				  (long long) d->moved, (long long) d->dead);
+}
+
+/* Does the key hold all of the key map? */
+static bool
+covers_key_map(Doubles *d)
+{
+	for (int m = 0; m < d->map->nkeys; m++)
+	{
+		bool		found = false;
+
+		for (int k = 0; k < d->nkeys && !found; k++)
+			found = strcmp(quote_identifier(d->map->key_columns[m]), d->names[k]) == 0;
+		if (!found)
+			return false;
+	}
+	return d->map->nkeys > 0;
+}
+
+/* One copy of each key stays, whichever. */
+static void
+keep_one_of_each(Doubles *d)
+{
+	char	   *target = migrate_target_name(d->map->target, d->src->only_parent);
+	StringInfoData keys,
+				known;
+	char	   *sql;
+
+	initStringInfo(&keys);
+	initStringInfo(&known);
+	for (int k = 0; k < d->nkeys; k++)
+	{
+		appendStringInfo(&keys, "%s%s", k > 0 ? ", " : "", d->names[k]);
+		appendStringInfo(&known, " AND %s IS NOT NULL", d->names[k]);
+	}
+	sql = psprintf("WITH migrate_gone AS (DELETE FROM %1$s USING"
+				   " (SELECT tableoid AS migrate_o, ctid AS migrate_c,"
+				   "  row_number() OVER (PARTITION BY %2$s) AS migrate_r FROM %1$s WHERE %3$s AND (%2$s) IN"
+				   "  (SELECT %2$s FROM %1$s WHERE %3$s%4$s GROUP BY %2$s HAVING count(*) > 1)) AS migrate_d"
+				   " WHERE tableoid = migrate_o AND ctid = migrate_c AND migrate_r > 1 RETURNING %2$s)"
+				   " SELECT count(*), count(DISTINCT (%2$s)) FROM migrate_gone",
+				   target, keys.data, owned(d->map), known.data);
+	exec_as_mapped(d->map, sql, SPI_OK_SELECT, 0);
+	d->moved = migrate_spi_int64(0, 0, 0);
+	d->keys = migrate_spi_int64(0, 1, 0);
+	SPI_freetuptable(SPI_tuptable);
 }
 
 void
@@ -431,7 +518,17 @@ migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *columns)
 
 	if (SPI_execute(lock, false, 0) != SPI_OK_UTILITY)
 		elog(ERROR, "could not run: %s", lock);
+	if (job->live && d->map->key_is_source_key && !d->map->many && covers_key_map(d))
+	{
+		published = migrate_allow_deletes(d->map->target);
+		keep_one_of_each(d);
+		migrate_restore_deletes(published);
+		if (d->keys > 0)
+			record(d);
+		return;
+	}
 	find_groups(d);
+	d->keys = list_length(d->groups);
 	if (d->groups == NIL)
 		return;
 	if (list_length(d->groups) <= MAX_LOOKUPS && key_is_plain(d) &&
@@ -452,6 +549,7 @@ migrate_resolve_doubles(MigrateJob *job, int mapping_id, List *columns)
 	delete_rows(d, with, false);
 	delete_rows(d, without, true);
 	writer = migrate_writer_open(d->map, d->src, false);
+	write_lone_rows(d, writer);
 	foreach(lc, d->groups)
 		write_group(d, lfirst(lc), writer);
 	migrate_writer_close(writer);

@@ -414,20 +414,20 @@ SQL
 
 # weight, script; the last ones with savepoints and rollbacks of the client
 my @scripts = (
-	[ 20, 'SELECT w.transfer();' ],
-	[ 8, 'SELECT w.pockets();' ],
-	[ 6, 'SELECT w.close();' ],
-	[ 10, 'SELECT w.item();' ],
-	[ 10, 'SELECT w.doc();' ],
-	[ 10, 'SELECT w.ord();' ],
-	[ 6, 'SELECT w.seat();' ],
-	[ 6, 'SELECT w.log();' ],
-	[ 8, 'SELECT w.part();' ],
-	[ 2, 'SELECT w.gone();' ],
-	[ 6, 'SELECT w.ballast();' ],
+	[ 100, 'SELECT w.transfer();' ],
+	[ 40, 'SELECT w.pockets();' ],
+	[ 30, 'SELECT w.close();' ],
+	[ 50, 'SELECT w.item();' ],
+	[ 50, 'SELECT w.doc();' ],
+	[ 50, 'SELECT w.ord();' ],
+	[ 30, 'SELECT w.seat();' ],
+	[ 30, 'SELECT w.log();' ],
+	[ 40, 'SELECT w.part();' ],
+	[ 10, 'SELECT w.gone();' ],
+	[ 30, 'SELECT w.ballast();' ],
 	[ 1, 'SELECT w.large();' ],
-	[ 3, "BEGIN;\nSELECT w.item();\nSAVEPOINT a;\nSELECT w.item();\nSELECT w.doc();\nSAVEPOINT b;\nSELECT w.part();\nROLLBACK TO a;\nSELECT w.log();\nRELEASE a;\nSELECT w.ballast();\nCOMMIT;" ],
-	[ 2, "BEGIN;\nSELECT w.transfer();\nSELECT w.gone();\nSELECT w.log();\nROLLBACK;" ]);
+	[ 15, "BEGIN;\nSELECT w.item();\nSAVEPOINT a;\nSELECT w.item();\nSELECT w.doc();\nSAVEPOINT b;\nSELECT w.part();\nROLLBACK TO a;\nSELECT w.log();\nRELEASE a;\nSELECT w.ballast();\nCOMMIT;" ],
+	[ 10, "BEGIN;\nSELECT w.transfer();\nSELECT w.gone();\nSELECT w.log();\nROLLBACK;" ]);
 
 sub new
 {
@@ -633,7 +633,7 @@ sub mark
 
 	$self->src("INSERT INTO app.marker VALUES ('$mark')");
 	my $ok = 1;
-	$ok &&= wait_for($self->{target}, "SELECT count(*) = 1 FROM $_.marker WHERE id = '$mark'", timeout => 120) for @jobs;
+	$ok &&= wait_for($self->{target}, "SELECT count(*) = 1 FROM $_.marker WHERE id = '$mark'", timeout => 60) for @jobs;
 	return $ok;
 }
 

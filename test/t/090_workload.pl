@@ -43,7 +43,7 @@ foreach my $round (1 .. $rounds)
 	$w->start_watch($job);
 	my $before = $w->work;
 	$target->safe_psql('postgres', "SELECT migrate_start('$job')");
-	wait_job($target, $job, 'streaming') or last;
+	wait_job($target, $job, 'streaming', timeout => 120) or last;
 	note($w->work - $before . ' changes of accounts until streaming');
 	ok($w->wait_work($work), "$job: the writers go on");
 	$w->drain($job);

@@ -24,9 +24,10 @@ my $rounds = $ENV{MIGRATE_POINT_ROUNDS} // 1;
 srand($ENV{MIGRATE_SEED} || 42);
 
 # on the way of a change, in its order; and what happens once on the way to it
-my @points = qw(capture-received capture-spooled capture-committed capture-confirm capture-confirmed
-  apply-read apply-collected apply-written apply-commit apply-committed);
-my @once = qw(stream-made stream-joined job-planned loader-claimed before-commit after-commit job-indexed live-recheck);
+my @points = qw(capture-received capture-spooled capture-committed capture-confirmed
+  apply-begin apply-set apply-written apply-committed);
+my @once = qw(stream-published stream-slot-made stream-joined job-planned loader-claimed before-commit after-commit
+  job-indexed live-settled live-recheck);
 
 my $source = new_source('source', logical => 1);
 my $target = new_target('target', preload => 1);
