@@ -321,13 +321,16 @@ find_begin(MigrateWriter *writer, const Datum *key, const bool *key_null)
 {
 	IndexPlan  *plan = writer->index;
 	IndexState *state = writer->state;
+	MemoryContext old;
 
 	for (int k = 0; k < writer->map->nkeys; k++)
 		if (key_null[k])
 			return false;
 	for (int i = 0; i < plan->nscan; i++)
 		state->keys[i].sk_argument = key[plan->scan_key[i]];
+	old = MemoryContextSwitchTo(writer->attempt);
 	index_rescan(state->scan, state->keys, plan->nscan, NULL, 0);
+	MemoryContextSwitchTo(old);
 	return true;
 }
 
@@ -352,13 +355,28 @@ is_wanted(MigrateWriter *writer, const Datum *key)
 	return migrate_row_is_owned(&state->row, state->old);
 }
 
+/*
+ * The scan's next row.  What the scan allocates (as a btree its list of dead
+ * items) must live as long as it does, and we may be in a row's memory.
+ */
+static bool
+scan_next(MigrateWriter *writer)
+{
+	IndexState *state = writer->state;
+	MemoryContext old = MemoryContextSwitchTo(writer->attempt);
+	bool		found = index_getnext_slot(state->scan, ForwardScanDirection, state->old);
+
+	MemoryContextSwitchTo(old);
+	return found;
+}
+
 /* The next row of the key, into state->old. */
 static bool
 find_next(MigrateWriter *writer, const Datum *key)
 {
 	IndexState *state = writer->state;
 
-	while (index_getnext_slot(state->scan, ForwardScanDirection, state->old))
+	while (scan_next(writer))
 		if (is_wanted(writer, key))
 			return true;
 	ExecClearTuple(state->old);
