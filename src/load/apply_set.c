@@ -206,7 +206,8 @@ handle_left_out(Attempt *attempt)
 		elog(ERROR, "mapping %d to %s has no filter but left out %lld of %lld rows",
 			 map->mapping_id, map->target_name, (long long) left_out,
 			 (long long) attempt->batch->nrows);
-	if (attempt->set->phase != APPLY_ANEW)
+	/* without a key there is no old row of it that would have to go */
+	if (attempt->set->phase != APPLY_ANEW && map->nkeys > 0)
 		migrate_mapping_run_keys(map, attempt->batch, receive_key, attempt);
 }
 
@@ -225,7 +226,7 @@ attempt_rows(Attempt *attempt)
 		migrate_mapping_run_keys(map, attempt->batch, receive_key, attempt);
 	else
 	{
-		if (map->many && set->phase != APPLY_ANEW)
+		if (map->many && map->nkeys > 0 && set->phase != APPLY_ANEW)
 			migrate_mapping_run_keys(map, attempt->batch, receive_key, attempt);
 		attempt->seen = palloc0(attempt->batch->nrows / 8 + 1);
 		migrate_mapping_run(map, attempt->batch, receive_mapped, attempt);
@@ -310,11 +311,14 @@ try_rows(Attempt *attempt)
  * ----------------------------------------------------------------
  */
 
-/* Can it be that rows of the set are only in each other's way? */
+/*
+ * Can it be that rows of the set are only in each other's way?  Not those
+ * without a key: none of them replaces another.
+ */
 static bool
 is_conflict(Attempt *attempt, ErrorData *edata)
 {
-	return (edata->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ||
+	return attempt->set->target->map->nkeys > 0 && (edata->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ||
 			edata->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION) &&
 		!attempt->remove && !attempt->is_double && !attempt->set->target->writer->insert_only &&
 		strcmp(attempt->stage, STAGE_WRITE) == 0;
