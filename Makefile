@@ -3,7 +3,8 @@
 #   make                build with warnings as errors
 #   make install        into the server that PG_CONFIG belongs to
 #   make check          build, then every test, on private throwaway servers;
-#                       make check TESTS="sql/define t/001_harness" for some
+#                       make check TESTS="sql/define t/001_harness" for some;
+#                       kinds: sql/ specs/ model/ t/
 #   make soak           the tests of live capture, for hours: long workloads, large
 #                       transactions, many kills
 #   make demo           two minutes: a migration between two throwaway servers

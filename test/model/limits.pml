@@ -8,11 +8,11 @@
  * job has before it counts by whole segments.  While capture does not read, it
  * hears no keep-alives, so that nothing moves the stream's position.
  *
- * check: -DLIMIT=2 : transactions larger than the limit
+ * check: -DLIMIT=1 : transactions larger than the limit
  * check: -DLIMIT=1 -DSEGMENT=3 : segments larger than the limit
  * check: -DLIMIT=4 : several segments within the limit
  * ends: -DLIMIT=2
- * mutant: -DLIMIT=2 -DNO_P19 : P19: reading stops within a transaction
+ * mutant: -DLIMIT=1 -DNO_P19 : P19: reading stops within a transaction
  * mutant: -DLIMIT=1 -DSEGMENT=3 -DLAST_ROW_AHEAD : apply's place stays at the row that it has applied to its end
  * mutant: -DLIMIT=1 -DSEGMENT=3 -DCOUNT_ALL : what is applied, but not dropped, counts
  * mutant: -DLIMIT=2 -DEARLY_DROP : a segment is dropped that a job has not passed
@@ -57,7 +57,7 @@ inline judge()
 #else
 		/* it holds a row that somebody has before him; all applied: nothing counts */
 		if
-		:: m < rows && (j == segment || segment_of[m] <= j) -> sum = sum + bytes[j]
+		:: m < rows + open_rows && (j == segment || segment_of[m] <= j) -> sum = sum + bytes[j]
 		:: else
 		fi;
 #endif

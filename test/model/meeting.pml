@@ -19,15 +19,15 @@
  * check: -DN=2 -DCRASHES=1 : two commits and a crash of the source
  * check: -DJOIN -DN=2 : a table joins a stream that runs (P3)
  * check: -DBAG -DCRASHES=1 : a table without a key (P16)
- * ends: -DN=2 -DCRASHES=1
- * mutant: -DNO_LATE_WAIT : late visibility: chunks are read while a commit from before the slot is not seen
- * mutant: -DSLOT_FIRST -DNO_LATE_WAIT -DEARLY_SEEN : P3: first the slot, then the publication
- * mutant: -DJOIN -DNO_LATE_WAIT : P3: a table that joins is read while older transactions are open
- * mutant: -DNO_P4 -DCRASHES=1 : P4: a chunk commits here what is not durable on the source
+ * ends: -DN=2
+ * mutant: -DNO_LATE_WAIT -DN=2 : late visibility: chunks are read while a commit from before the slot is not seen
+ * mutant: -DSLOT_FIRST -DNO_LATE_WAIT -DEARLY_SEEN -DN=2 : P3: first the slot, then the publication
+ * mutant: -DJOIN -DNO_LATE_WAIT -DN=2 : P3: a table that joins is read while older transactions are open
+ * mutant: -DNO_P4 -DCRASHES=1 -DN=2 : P4: a chunk commits here what is not durable on the source
  * mutant: -DP5_FLUSH : P5: the flush position for the insert position
  * mutant: -DP5_BEFORE : P5: a position read before the snapshot
  * mutant: -DP5_FIRST : P5: the position of the first chunk
- * mutant: -DNO_P10 : P10: both copies of a moved row stay
+ * mutant: -DNO_P10 -DN=2 : P10: both copies of a moved row stay
  * mutant: -DBEGIN_LATE : apply begins at the consistent position, not at the slot's
  * mutant: -DUPDATE_ONLY : an update whose row is not there is left out
  * mutant: -DBAG -DP16_NONE : P16: the chunk's own changes are applied again

@@ -16,17 +16,17 @@
  * ends: -DP=2 -DCRASHES=1
  * mutant: -DCONFIRM_RECEIVED : invariant 4: what is received is confirmed
  * mutant: -DCONFIRM_COMMITTED : invariant 4: what is committed here, not flushed, is confirmed
- * mutant: -DCONFIRM_AT_START : invariant 4: a capture that starts again confirms what it finds in the spool
+ * mutant: -DCONFIRM_AT_START -DP=2 : invariant 4: a capture that starts again confirms what it finds in the spool
  * mutant: -DKEEPALIVE_CONFIRMS : keep-alive trap: its position is confirmed at once
  * mutant: -DKEEPALIVE_SKIPS : keep-alive trap: its position is taken while something waits to be spooled
  * mutant: -DNO_KEEPALIVE : an idle source: the slot and apply stay behind
- * mutant: -DNO_P18 -DREWIND : P18: a slot ahead of a rewound target is not noticed
- * mutant: -DNO_START : capture leaves the start to the slot
- * mutant: -DSPLIT_COMMIT : the boundary trap: a local transaction ends within a source transaction
- * mutant: -DPOSITION_LATER : invariant 1: the position in a transaction after the rows
- * mutant: -DPOSITION_BEFORE : invariant 1: the position in a transaction before the rows
+ * mutant: -DNO_P18 -DREWIND -DP=2 : P18: a slot ahead of a rewound target is not noticed
+ * mutant: -DNO_START -DP=2 : capture leaves the start to the slot
+ * mutant: -DSPLIT_COMMIT -DP=2 -DCRASHES=1 : the boundary trap: a local transaction ends within a source transaction
+ * mutant: -DPOSITION_LATER -DP=2 : invariant 1: the position in a transaction after the rows
+ * mutant: -DPOSITION_BEFORE -DP=2 : invariant 1: the position in a transaction before the rows
  * mutant: -DTWO_SNAPSHOTS : apply takes the spooled position by a later snapshot than the rows
- * mutant: -DIDLE_IS_DRAINED : nothing comes: taken for drained
+ * mutant: -DIDLE_IS_DRAINED -DP=2 : nothing comes: taken for drained
  */
 #ifndef P
 #define P		3				/* positions of the source */

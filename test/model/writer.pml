@@ -14,7 +14,7 @@
  *
  * check: : one replay, one dead letter of apply, a crash of the source
  * check: -DREPLAYS=2 -DREFUSALS=0 -DCRASHES=0 : two replays
- * check: -DOLD_SNAPSHOT -DREFUSALS=0 : a snapshot older than the lock does no harm when it is checked
+ * check: -DOLD_SNAPSHOT -DREFUSALS=0 -DCRASHES=0 : a snapshot older than the lock does no harm when it is checked
  * ends: -DN=2
  * mutant: -DNO_P14 : P14: replay writes without the writer lock
  * mutant: -DNO_P4_REPLAY : P4: replay commits what is not durable on the source
@@ -111,6 +111,7 @@ inline commit(g, m, vv, t0, uu)
 	:: m != NONE -> locked[m] = true
 	:: else
 	fi;
+	printf("source: commit %d: key %d ends, key %d is v %d, t %d, unchanged %d (%d: none)\n", inserted, g, m, vv, t0, uu, NONE);
 	inserted++
 }
 
@@ -125,7 +126,8 @@ inline become_seen(i)
 	:: log[i].img != NONE -> locked[log[i].img] = false
 	:: else
 	fi;
-	seen = seen | (1 << i)
+	seen = seen | (1 << i);
+	printf("source: commit %d is seen\n", i)
 }
 
 proctype source()
@@ -169,6 +171,7 @@ proctype source()
 			/* a crash takes back what is not flushed; the rest is seen then */
 			epoch < CRASHES && flushed < inserted;
 			epoch++;
+			printf("source: crash, %d of %d commits are left\n", flushed, inserted);
 			j = flushed;
 			do
 			:: j < inserted ->
@@ -259,6 +262,7 @@ again:
 					SEES(seen, to);
 #endif
 					wv[k] = src_v[k]; wt[k] = src_t[k]; fl = inserted; fe = epoch;
+					printf("apply: fetches key %d: v %d, t %d\n", k, wv[k], wt[k]);
 #ifndef NO_P4_APPLY
 					/* migrate_source_wait_durable; a lost connection: once more */
 					if
@@ -274,6 +278,7 @@ again:
 				:: !need && k != NONE && refusals > 0 ->
 					/* the row's own fault: a dead letter; what is there stays, or goes */
 					refusals--;
+					printf("apply: key %d is a dead letter\n", k);
 					wl[k] = true;
 					if
 					:: wv[k] = 0; wt[k] = 0
@@ -301,6 +306,8 @@ again:
 			:: applied < to -> EFFECT(applied, ref_v, ref_t); applied++
 			:: else -> break
 			od;
+			printf("apply: up to commit %d: %d/%d, %d/%d (source %d/%d, %d/%d)\n", applied - 1,
+				tgt_v[0], tgt_t[0], tgt_v[1], tgt_t[1], ref_v[0], ref_t[0], ref_v[1], ref_t[1]);
 			j = 0; i = 0; to = 0; k = 0;
 			wlock = false;
 			CHECK
@@ -321,7 +328,9 @@ proctype replay()
 			:: k = 1
 			fi;
 #ifdef OLD_SNAPSHOT
-			fv = src_v[k]; ft = src_t[k]; fl = inserted; fe = epoch; mask = seen
+			fv = src_v[k]; ft = src_t[k]; fl = inserted; fe = epoch;
+			printf("replay: fetches key %d: v %d, t %d\n", k, fv, ft);
+			mask = seen
 		};
 		atomic {
 #endif
@@ -343,7 +352,8 @@ again:
 #ifndef NO_CHECK_REPLAY
 			SEES(seen, applied);
 #endif
-			fv = src_v[k]; ft = src_t[k]; fl = inserted; fe = epoch
+			fv = src_v[k]; ft = src_t[k]; fl = inserted; fe = epoch;
+			printf("replay: fetches key %d: v %d, t %d\n", k, fv, ft)
 		};
 		atomic {
 #endif
@@ -362,6 +372,7 @@ again:
 			:: fv != 0 -> tgt_v[k] = fv; tgt_t[k] = ft
 			:: else
 			fi;
+			printf("replay: writes key %d: v %d, t %d\n", k, tgt_v[k], tgt_t[k]);
 			letter[k] = false;
 			fpos[k] = fl;
 			CHECK;
