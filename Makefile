@@ -32,7 +32,7 @@ ifneq (,$(filter $(SCRIPTED),$(MAKECMDGOALS)))
 SOURCES = $(sort $(wildcard src/*.[ch] src/*/*.[ch]))
 
 check:
-	@test/tools/install_deps
+	@test/tools/install_deps $(if $(NO_MODELS),,model)
 	@test/tools/check $(TESTS)
 
 soak:
