@@ -94,4 +94,115 @@ caught_up($source, $stream, 'everything arrives');
 same_messages($source, $stream, 'other', $publication, 'all kinds');
 is(sql("SELECT count(DISTINCT remote_oid) >= 4 FROM migrate.stream_relation WHERE stream_id = $stream"), 't', 'descriptions of tables are kept apart');
 
+# --- an idle source: nothing of ours is written, and the slot still moves
+{
+	src('CREATE TABLE elsewhere (x int); INSERT INTO elsewhere SELECT generate_series(1, 20000); SELECT txid_current()');
+	my $lsn = src('SELECT pg_current_wal_insert_lsn()');
+	src('SELECT txid_current()');
+	ok(wait_for($source, "SELECT confirmed_flush_lsn >= '$lsn' FROM pg_replication_slots WHERE slot_name = '$slot'"),
+		'idle: what is not ours is confirmed all the same');
+	ok(wait_for($target, "SELECT spooled_lsn >= '$lsn' FROM migrate.stream_position WHERE stream_id = $stream"),
+		'idle: and is written down here (P18)');
+}
+
+# --- a transaction that is much larger than the memory it may take
+{
+	my $pid = sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'migrate capture'});
+	my $rows = 1_600_000;
+	my $first = sql("SELECT spooled_seq + 1 FROM migrate.stream_position WHERE stream_id = $stream");
+	sql(q{SELECT migrate_pause('j')});
+	src("BEGIN; INSERT INTO acc SELECT g, g, repeat(md5(g::text), 4) FROM generate_series(1000001, 1000000 + $rows) g; COMMIT");
+	my $lsn = src('SELECT pg_current_wal_insert_lsn()');
+	src('SELECT txid_current()');
+	my $most = 0;
+	my $private = sub {
+		my $status = eval { PostgreSQL::Test::Utils::slurp_file("/proc/$pid/status") } // '';
+		my ($kb) = $status =~ /^RssAnon:\s+(\d+)/m;
+		$most = $kb if defined $kb && $kb > $most;
+		return sql("SELECT spooled_lsn >= '$lsn' FROM migrate.stream_position WHERE stream_id = $stream") eq 't';
+	};
+	ok(wait_for($private), 'large: it is in the spool');
+	cmp_ok(sql("SELECT sum(bytes) / 1024 / 1024 FROM migrate.spool_segment WHERE stream_id = $stream"), '>', 200, 'large: with more than 200 MB');
+	cmp_ok($most, '<', 100 * 1024, "large: the capture worker had $most kB of its own at most");
+	cmp_ok($most, '>', 0, 'large: which was measured');
+	is(sql("SELECT count(*) FROM migrate._spool_messages($stream, $first) WHERE kind = 'I'"), $rows, 'large: every row once');
+	cmp_ok(sql("SELECT count(*) FROM migrate.spool_segment WHERE stream_id = $stream"), '>', 3, 'large: over several segments');
+	is(sql(qq{SELECT count(*) FROM (SELECT s.first_seq, lag(s.last_seq) OVER (ORDER BY s.segment_no) AS before FROM migrate.spool_segment s
+			WHERE stream_id = $stream) x WHERE before IS NOT NULL AND first_seq <> before + 1}), '0', 'large: without a gap');
+	is(sql(q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'migrate capture'}), $pid, 'large: by one and the same worker');
+}
+
+# --- kill -9 between receiving, spooling and confirming
+connect_source($target, $source, server => 'again');
+sql(q{SELECT migrate_create_job('k', server => 'again', options => '{"capture": "logical", "retry_max_delay": "300ms"}');
+	SELECT migrate_add_table('k', 'public.part', 'k.part');
+	SELECT migrate_add_table('k', 'public.bare', 'k.bare');
+	SELECT migrate_start('k')});
+ok(wait_for($target, q{SELECT joined FROM migrate.job_stream NATURAL JOIN migrate.job WHERE job = 'k'}), 'kill: another job, on a server of its own');
+$stream = stream('again');
+($publication, $slot) = split /\|/, sql("SELECT publication, slot FROM migrate.stream WHERE stream_id = $stream");
+ok(wait_for($target, "SELECT shm_handle <> 0 FROM migrate.stream WHERE stream_id = $stream"), 'kill: its worker lives');
+src("SELECT pg_create_logical_replication_slot('third', 'pgoutput')");
+# what is applied may go from the spool: not before it was compared
+sql(q{SELECT migrate_pause('k')});
+
+my $n = 10000;
+sub some_work
+{
+	my ($times) = @_;
+	for my $i (1 .. $times)
+	{
+		my ($from, $to) = ($n + 1, $n + 1 + int(rand(40)));
+		eval {
+			src(qq{BEGIN; INSERT INTO part SELECT g, 'w' || g FROM generate_series($from, $to) g;
+				UPDATE part SET t = t || '+' WHERE id = $from; DELETE FROM part WHERE id = $to; COMMIT;
+				INSERT INTO bare VALUES ($i, random(), now(), '\\x01', '1 day', '1.5')});
+		};
+		$n = $to + 1;
+		# those two are in two partitions at most up to here
+		$n = 10000, src('TRUNCATE part') if $n > 90000;
+	}
+	return;
+}
+
+sub crashes
+{
+	my $log = PostgreSQL::Test::Utils::slurp_file($target->logfile);
+	return scalar(() = $log =~ /was terminated by signal 9/g);
+}
+
+foreach my $point (qw(capture-received capture-spooled capture-committed capture-confirmed))
+{
+	my $before = crashes();
+	sql("ALTER SYSTEM SET migrate.fault = '$point:kill'");
+	sql('SELECT pg_reload_conf()');
+	ok(wait_for(sub { some_work(1); return crashes() > $before }), "kill: at $point");
+	ok(wait_for($target, q{SELECT true}), "kill: the target is back");
+	$target->append_conf('postgresql.auto.conf', "migrate.fault = ''\n");
+	$target->reload;
+	some_work(5);
+	ok(wait_for($target, "SELECT count(*) = 1 FROM pg_stat_activity WHERE backend_type = 'migrate capture' AND query LIKE '%again%'"),
+		"kill: the worker goes on after $point");
+	caught_up($source, $stream, "kill: everything is there after $point");
+}
+same_messages($source, $stream, 'third', $publication, 'kill at each point');
+
+# at any moment, of everything
+srand($ENV{MIGRATE_SEED} || 7);
+for my $round (1 .. ($ENV{MIGRATE_KILLS} || 8))
+{
+	my $what = (qw(capture target source connection))[ int(rand(4)) ];
+	some_work(1 + int(rand(10)));
+	note("round $round: $what");
+	if ($what eq 'capture') { kill9_backend($target, 'migrate capture'); }
+	else { random_kill($target, $source, $what); }
+	wait_for($source, 'SELECT true');
+	wait_for($target, 'SELECT true');
+	some_work(1 + int(rand(10)));
+}
+caught_up($source, $stream, 'random kills: everything arrives');
+same_messages($source, $stream, 'third', $publication, 'random kills');
+is(sql(qq{SELECT count(*), count(DISTINCT x.message) FROM migrate._spool_messages($stream, 1) x WHERE kind = 'C'}) =~ s/^(\d+)\|\1$/same/r, 'same',
+	'random kills: no transaction is there twice');
+
 done_testing();
