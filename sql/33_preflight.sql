@@ -593,7 +593,11 @@ BEGIN
 	IF rls THEN
 		RETURN NEXT format('ALTER ROLE %I BYPASSRLS;', role);
 	END IF;
+	IF j.capture IS DISTINCT FROM 'none' AND migrate._option(j.job_id, 'capture') <> 'none'
+		AND migrate._option(j.job_id, 'content') <> 'definitions' THEN
+		RETURN QUERY SELECT * FROM migrate._capture_source_sql(j, role);
+	END IF;
 END
 $$;
 COMMENT ON FUNCTION @extschema@.migrate_source_sql(text) IS
-'the statements that the job needs on the source, for its owner to run there: grants for the role of the user mapping, BYPASSRLS where row security would hide rows. Errors: 42704 unknown job';
+'the statements that the job needs on the source, for its owner to run there: grants for the role of the user mapping, BYPASSRLS where row security would hide rows; for live capture REPLICATION, replica identities, and publication and slot where options name them. Errors: 42704 unknown job';

@@ -376,3 +376,63 @@ END
 $$;
 COMMENT ON FUNCTION migrate._preflight_capture(migrate.job) IS
 	'findings about live capture: obstacles fail where capture logical was asked for; with auto the first names why changes will not be followed';
+
+CREATE FUNCTION migrate._capture_source_sql(j migrate.job, role text) RETURNS SETOF text
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	pub		text := migrate._option($1.job_id, 'publication');
+	slot	text := migrate._option($1.job_id, 'slot');
+	r		jsonb;
+	owned	boolean := false;
+	list	text;
+	hints	text[];
+BEGIN
+	-- what the source says, where it can be asked
+	BEGIN
+		SELECT q INTO r FROM migrate._remote_query($1.server, format($q$
+			SELECT current_setting('wal_level') AS wal_level, current_database() AS db,
+				   (SELECT r.rolsuper OR r.rolreplication FROM pg_roles r WHERE r.rolname = %1$L) AS replication,
+				   has_database_privilege(current_database(), 'CREATE') AS may_create,
+				   EXISTS (SELECT FROM pg_publication p WHERE p.pubname = %2$L) AS publication,
+				   EXISTS (SELECT FROM pg_replication_slots s WHERE s.slot_name = %3$L) AS slot
+			$q$, $2, pub, slot)) q;
+		SELECT array_agg(DISTINCT f.hint) INTO hints FROM migrate._capture_findings($1) f
+		WHERE f.check_name IN ('replica_identity', 'stream_key') AND f.status = 'fail';
+		SELECT bool_and((q ->> 'owned')::boolean) INTO owned
+		FROM migrate._remote_query($1.server, migrate._source_leaves_sql($1.job_id)) q;
+	EXCEPTION WHEN OTHERS THEN
+		NULL;
+	END;
+	-- auto does without
+	IF r ->> 'wal_level' <> 'logical' AND migrate._option($1.job_id, 'capture') = 'auto' THEN
+		RETURN;
+	ELSIF r ->> 'wal_level' <> 'logical' THEN
+		RETURN NEXT 'ALTER SYSTEM SET wal_level = logical;	-- needs a restart';
+	END IF;
+	IF (r ->> 'replication')::boolean IS NOT TRUE THEN
+		RETURN NEXT format('ALTER ROLE %I REPLICATION;', $2);
+	END IF;
+	RETURN QUERY
+	SELECT DISTINCT substring(h FROM 'ALTER TABLE .* REPLICA IDENTITY FULL;') AS statement
+	FROM unnest(hints) h WHERE h ~ 'REPLICA IDENTITY FULL;' ORDER BY 1;
+	IF pub = '' AND owned AND NOT (r ->> 'may_create')::boolean THEN
+		RETURN NEXT format('GRANT CREATE ON DATABASE %I TO %I;', r ->> 'db', $2);
+	ELSIF (r ->> 'publication')::boolean IS NOT TRUE AND (pub <> '' OR NOT coalesce(owned, true)) THEN
+		SELECT string_agg(CASE WHEN t.only_parent THEN 'ONLY ' ELSE '' END || format('%I.%I', t.remote_schema, t.remote_table), ', '
+						  ORDER BY t.remote_schema, t.remote_table) INTO list
+		FROM (SELECT s.remote_schema, s.remote_table, bool_and(s.only_parent) AS only_parent
+			  FROM migrate.source_table s WHERE s.job_id = $1.job_id AND s.remote_table IS NOT NULL GROUP BY 1, 2) t;
+		RETURN NEXT format('CREATE PUBLICATION %I FOR TABLE %s WITH (publish = ''insert, update, delete, truncate'', publish_via_partition_root = false);',
+						   coalesce(nullif(pub, ''), 'migrate_' || $1.job), list);
+	END IF;
+	-- after the publication: what comes before it cannot be decoded
+	IF slot <> '' AND (r ->> 'slot')::boolean IS NOT TRUE THEN
+		RETURN NEXT format('SELECT pg_create_logical_replication_slot(%L, ''pgoutput'');', slot);
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION migrate._capture_source_sql(migrate.job, text) IS
+	'the part of migrate_source_sql about live capture; the publication comes before the slot';
