@@ -30,7 +30,8 @@
  * stays, and the open letter tells.)  A replay brings it back.
  *
  * Rows that the mapping leaves out now are removed by the key map's values.  A
- * mapping to many rows has all rows of its keys removed, then inserted.
+ * mapping to many rows has all rows of its keys removed, then inserted; unless
+ * a unique index of the target says that a key is one row at most.
  *
  * Process: apply worker.  States and locks: those of the writers.  A crash
  * leaves nothing: all is in the caller's transaction.
@@ -153,11 +154,12 @@ receive_mapped(TupleTableSlot *slot, void *arg)
 		migrate_set_bit(attempt->seen, ord);
 		attempt->nseen++;
 	}
-	else if (!map->many)
+	else if (!writer->as_set)
 		ereport(ERROR,
 				(errcode(ERRCODE_CARDINALITY_VIOLATION),
 				 errmsg("mapping to %s gives more than one row for a source row",
 						map->target_name),
+				 map->many ? errdetail("The key map finds one row of the target for it.") :
 				 errhint("Only a mapping function that returns a set may do so.")));
 	attempt->stage = STAGE_WRITE;
 	/* a projection takes both from the same column */
@@ -179,7 +181,7 @@ receive_key(TupleTableSlot *slot, void *arg)
 
 	slot_getallattrs(slot);
 	ord = DatumGetInt64(slot->tts_values[writer->map->nkeys]);
-	if (attempt->seen && !writer->map->many && migrate_bit(attempt->seen, ord))
+	if (attempt->seen && !writer->as_set && migrate_bit(attempt->seen, ord))
 		return;
 	attempt->stage = STAGE_WRITE;
 	for (int k = 0; attempt->set->remove && k < writer->map->nkeys; k++)
@@ -197,17 +199,18 @@ receive_key(TupleTableSlot *slot, void *arg)
 static void
 handle_left_out(Attempt *attempt)
 {
-	MigrateMapping *map = attempt->set->target->map;
+	MigrateWriter *writer = attempt->set->target->writer;
+	MigrateMapping *map = writer->map;
 	int64		left_out = attempt->batch->nrows - attempt->nseen;
 
-	if (left_out == 0 || map->many)
+	if (left_out == 0 || writer->as_set)
 		return;
-	if (!map->filtered)
+	if (!map->filtered && !map->many)
 		elog(ERROR, "mapping %d to %s has no filter but left out %lld of %lld rows",
 			 map->mapping_id, map->target_name, (long long) left_out,
 			 (long long) attempt->batch->nrows);
 	/* without a key there is no old row of it that would have to go */
-	if (attempt->set->phase != APPLY_ANEW && map->nkeys > 0)
+	if (attempt->set->phase != APPLY_ANEW && !writer->insert_only)
 		migrate_mapping_run_keys(map, attempt->batch, receive_key, attempt);
 }
 
@@ -226,7 +229,7 @@ attempt_rows(Attempt *attempt)
 		migrate_mapping_run_keys(map, attempt->batch, receive_key, attempt);
 	else
 	{
-		if (map->many && map->nkeys > 0 && set->phase != APPLY_ANEW)
+		if (writer->as_set && !writer->insert_only && set->phase != APPLY_ANEW)
 			migrate_mapping_run_keys(map, attempt->batch, receive_key, attempt);
 		attempt->seen = palloc0(attempt->batch->nrows / 8 + 1);
 		migrate_mapping_run(map, attempt->batch, receive_mapped, attempt);
@@ -318,7 +321,7 @@ try_rows(Attempt *attempt)
 static bool
 is_conflict(Attempt *attempt, ErrorData *edata)
 {
-	return attempt->set->target->map->nkeys > 0 && (edata->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ||
+	return (edata->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ||
 			edata->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION) &&
 		!attempt->remove && !attempt->is_double && !attempt->set->target->writer->insert_only &&
 		strcmp(attempt->stage, STAGE_WRITE) == 0;

@@ -21,6 +21,7 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/pg_rusage.h"
 
 #include "refetch.h"
 
@@ -120,6 +121,7 @@ migrate_test_apply(PG_FUNCTION_ARGS)
 	ListCell   *lc;
 	MemoryContext mcxt = CurrentMemoryContext;
 	char	   *result;
+	PGRUsage	usage;
 
 	for (int i = 2; i < 5; i++)
 		if (!PG_ARGISNULL(i))
@@ -143,8 +145,10 @@ migrate_test_apply(PG_FUNCTION_ARGS)
 		set.images = arg[2] ? rows_from_json(call.src, arg[2]) : NULL;
 		if (set.images && arg[4])
 			set.unknown = unknown_from_json(call.src, arg[4], set.images->nrows);
+		pg_rusage_init(&usage);
 		migrate_apply_gone(applier, &set, &counts);
 		migrate_apply_images(applier, &set, test_connect, &call, &counts);
+		elog(DEBUG1, "applied: %s", pg_rusage_show(&usage));
 	}
 	else
 	{

@@ -100,6 +100,7 @@ struct MigrateWriter
 	Relation	rel;			/* open, RowExclusiveLock until the end */
 	bool		replica;		/* P13: the owner owns the target */
 	bool		sets;			/* for sets of changes, not for a copy */
+	bool		as_set;			/* a key's rows are replaced all at once */
 	bool		served;			/* a btree index serves the key map */
 
 	/*

@@ -79,6 +79,7 @@ open_writer(MigrateMapping *map, MigrateSource *src, bool fresh_allowed, bool se
 	writer->insert_only = fresh_allowed || map->nkeys == 0 || (sets && src->nkeys == 0);
 	migrate_writer_keys_open(writer);
 	writer->sets = sets;
+	writer->as_set = map->many;
 	if (sets && !writer->insert_only && migrate_index_possible(writer))
 		writer->way = &migrate_writer_index;
 	else if (fresh_allowed && migrate_fresh_possible(writer))

@@ -273,7 +273,10 @@ migrate_index_possible(MigrateWriter *writer)
 	if (writer->index == NULL)
 		return false;
 	writer->row = migrate_row_plan(writer);
-	return writer->row != NULL;
+	if (writer->row == NULL)
+		return false;
+	writer->as_set = writer->map->many && !writer->index->one_row;
+	return true;
 }
 
 /* ----------------------------------------------------------------
@@ -537,7 +540,7 @@ static void
 insert_row(MigrateWriter *writer, TupleTableSlot *mapped, Bitmapset *unknown)
 {
 	IndexState *state = writer->state;
-	HeapTuple	taken = writer->anew && !writer->map->many ?
+	HeapTuple	taken = writer->anew && !writer->as_set ?
 	writer->taken[row_number(writer, mapped)] : NULL;
 	TupleTableSlot *slot;
 	MemoryContext old;
@@ -599,7 +602,7 @@ index_put(MigrateWriter *writer, TupleTableSlot *mapped)
 
 	ResetPerTupleExprContext(state->row.estate);
 	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(state->row.estate));
-	if (writer->anew || writer->map->many ||
+	if (writer->anew || writer->as_set ||
 		!find_begin(writer, key, mapped->tts_isnull + writer->map->ncolumns) ||
 		!find_next(writer, key))
 		insert_row(writer, mapped, unknown);
