@@ -4,8 +4,8 @@ CREATE SERVER spool_src FOREIGN DATA WRAPPER postgres_fdw;
 CREATE ROLE regress_spool_owner;
 CREATE ROLE regress_spool_other;
 SELECT migrate_grant('regress_spool_owner'), migrate_grant('regress_spool_other');
-INSERT INTO migrate.stream (server, owner, publication, slot, state)
-SELECT s.oid, 'regress_spool_owner'::regrole, 'p', 's', 'running' FROM pg_foreign_server s WHERE s.srvname = 'spool_src'
+INSERT INTO migrate.stream (stream_id, server, owner, publication, slot, state) OVERRIDING SYSTEM VALUE
+SELECT 901, s.oid, 'regress_spool_owner'::regrole, 'p', 's', 'running' FROM pg_foreign_server s WHERE s.srvname = 'spool_src'
 RETURNING stream_id AS stream \gset
 INSERT INTO migrate.stream_position (stream_id, spooled_lsn) VALUES (:stream, '0/100');
 CREATE FUNCTION frame(message text) RETURNS bytea LANGUAGE sql
