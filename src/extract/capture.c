@@ -57,7 +57,9 @@ PGDLLEXPORT void migrate_capture_main(Datum main_arg);
 
 #define STATUS_INTERVAL 1000	/* ms between status messages at most */
 #define LOOK_INTERVAL 2000		/* ms between looks at the jobs */
+#define LOOK_WHEN_FULL 250		/* the same while the spool is full */
 #define WATCH_INTERVAL 5000		/* ms between looks at the source's WAL */
+#define PUBLISHED_INTERVAL 15000	/* and at the publication */
 
 /* no sign of life for so long, ms: ask; for twice that: the connection is dead */
 #define SILENCE_ASK 30000
@@ -145,6 +147,7 @@ static struct
 	MigrateConn *watch;
 	bool		watching;		/* an answer is awaited */
 	TimestampTz last_watch;
+	TimestampTz last_published; /* the publication was looked at */
 	bool		told_reserve;	/* of a slot that is about to be lost */
 
 	/* errors in a row */
@@ -371,6 +374,12 @@ load_wishes(void)
 	CommitTransactionCommand();
 }
 
+static int64
+pending_bytes(void)
+{
+	return me.next_seq > 0 ? migrate_spool_pending(me.spool, me.next_seq) : 0;
+}
+
 /*
  * P19, back-pressure: the spool has too much that a job has still to apply.
  * Looked at between source transactions only.
@@ -378,11 +387,21 @@ load_wishes(void)
 static void
 judge_limit(void)
 {
-	int64		pending = me.next_seq > 0 ? migrate_spool_pending(me.spool, me.next_seq) : 0;
+	int64		pending = pending_bytes();
 	bool		full = pending > me.spool_limit;
 
 	if (full == me.full)
 		return;
+	if (full)
+	{
+		/* what is applied by now? */
+		load_wishes();
+		MemoryContextSwitchTo(me.session_cxt);
+		pending = pending_bytes();
+		full = pending > me.spool_limit;
+		if (!full)
+			return;
+	}
 	me.full = full;
 	me.last_heard = GetCurrentTimestamp();
 	set_phase(full ? "full" : "stream");
@@ -640,8 +659,8 @@ take(const char *message, int len)
 }
 
 /*
- * All that has arrived, as far as it is wanted.  False when there was nothing
- * more.
+ * All that has arrived, up to so many bytes, or to where the local transaction
+ * is ended.  False when there was nothing more.
  */
 static bool
 receive(void)
@@ -676,6 +695,7 @@ receive(void)
 		{
 			commit_here();
 			judge_limit();
+			return true;
 		}
 	}
 	return true;
@@ -700,10 +720,27 @@ tick(TimestampTz now)
 				 errmsg("server \"%s\" has not been heard of for %d s",
 						me.stream->server_name, SILENCE_DEAD / 1000)));
 	send_status(!me.full && TimestampDifferenceExceeds(me.last_heard, now, SILENCE_ASK));
-	if (quiet && TimestampDifferenceExceeds(me.last_look, now, LOOK_INTERVAL))
-		look_at_jobs();
 	watch_source();
 	count_for_all();
+}
+
+/* Between local transactions: what is due then. */
+static void
+between(TimestampTz now)
+{
+	if (TimestampDifferenceExceeds(me.last_look, now, me.full ? LOOK_WHEN_FULL : LOOK_INTERVAL))
+		look_at_jobs();
+	if (me.watch && !me.watching &&
+		TimestampDifferenceExceeds(me.last_published, now, PUBLISHED_INTERVAL))
+	{
+		MemoryContext old = MemoryContextSwitchTo(me.turn_cxt);
+
+		me.last_published = now;
+		if (migrate_connection_usable(me.watch))
+			migrate_replication_check_tables(me.watch, me.stream);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(me.turn_cxt);
+	}
 }
 
 /* Wait for the source, the clock or somebody who wakes us. */
@@ -717,7 +754,9 @@ wait_for_more(void)
 
 	if (left <= 0 || me.reply_wanted)
 		return;
-	if (!me.full)
+	if (me.full)
+		left = Min(left, LOOK_WHEN_FULL);
+	else
 		events |= WL_SOCKET_READABLE;
 	/* a status message that did not go out at once */
 	if (PQflush(me.conn->pg) > 0)
@@ -764,7 +803,7 @@ begin_session(void)
 	me.nqueue = 0;
 	me.watch = NULL;
 	me.last_commit_at = 0;
-	me.last_heard = me.last_tick = me.rate_since = GetCurrentTimestamp();
+	me.last_heard = me.last_tick = me.rate_since = me.last_published = GetCurrentTimestamp();
 	me.last_watch = 0;
 
 	/*
@@ -827,6 +866,8 @@ session(void)
 			me.last_heard = now;
 		if (me.reply_wanted || TimestampDifferenceExceeds(me.last_tick, now, STATUS_INTERVAL))
 			tick(now);
+		if (!me.in_xact && me.unsaved == 0)
+			between(now);
 		if (!more || me.full)
 			wait_for_more();
 	}

@@ -37,6 +37,7 @@ typedef struct MigrateIdentity
 
 extern void migrate_replication_identify(MigrateConn *conn, MigrateIdentity *id);
 extern void migrate_replication_check(MigrateConn *conn, MigrateStream *stream);
+extern void migrate_replication_check_tables(MigrateConn *conn, MigrateStream *stream);
 extern void migrate_replication_start(MigrateConn *conn, MigrateStream *stream,
 									  XLogRecPtr lsn);
 extern int	migrate_replication_receive(MigrateConn *conn, char **buffer);

@@ -164,8 +164,8 @@ tables_of_stream(MigrateStream *stream)
  * in the stream; so is all of it on a source that only warns when the
  * publication itself is gone (18).
  */
-static void
-check_publication(MigrateConn *conn, MigrateStream *stream)
+void
+migrate_replication_check_tables(MigrateConn *conn, MigrateStream *stream)
 {
 	char	   *tables = tables_of_stream(stream);
 	char	   *missing;
@@ -198,7 +198,7 @@ migrate_replication_check(MigrateConn *conn, MigrateStream *stream)
 {
 	check_identity(conn, stream);
 	check_slot(conn, stream);
-	check_publication(conn, stream);
+	migrate_replication_check_tables(conn, stream);
 }
 
 /* ----------------------------------------------------------------

@@ -205,4 +205,26 @@ same_messages($source, $stream, 'third', $publication, 'random kills');
 is(sql(qq{SELECT count(*), count(DISTINCT x.message) FROM migrate._spool_messages($stream, 1) x WHERE kind = 'C'}) =~ s/^(\d+)\|\1$/same/r, 'same',
 	'random kills: no transaction is there twice');
 
+# --- values stay in the source's encoding
+foreach my $encoding (qw(LATIN1 SQL_ASCII))
+{
+	my $job = lc $encoding;
+	my $there = new_source("source_$job", logical => 1, encoding => $encoding);
+	$there->safe_psql('postgres', 'CREATE TABLE e (id int PRIMARY KEY, t text)');
+	connect_source($target, $there, server => $job);
+	sql(qq{SELECT migrate_create_job('$job', server => '$job', options => '{"capture": "logical"}');
+		SELECT migrate_add_table('$job', 'public.e', 't_$job.e'); SELECT migrate_start('$job')});
+	ok(wait_for($target, "SELECT joined FROM migrate.job_stream NATURAL JOIN migrate.job WHERE job = '$job'"), "$encoding: joined");
+	my $id = stream($job);
+	$there->safe_psql('postgres', q{SELECT pg_create_logical_replication_slot('fourth', 'pgoutput')});
+	# e acute in LATIN1; bytes that are nothing in UTF-8 in the other
+	$there->safe_psql('postgres', q{INSERT INTO e VALUES (1, E'caf\\xe9'), (2, E'\\xff\\xfe'), (3, 'plain')});
+	caught_up($there, $id, "$encoding: everything arrives");
+	is(sql("SELECT encoding FROM migrate.stream WHERE stream_id = $id"), $encoding, "$encoding: is noted");
+	same_messages($there, $id, 'fourth', sql("SELECT publication FROM migrate.stream WHERE stream_id = $id"), $encoding);
+	is(sql("SELECT count(*) FROM migrate._spool_messages($id, 1) WHERE kind = 'I' AND (position('\\x636166e9'::bytea IN message) > 0 OR position('\\xfffe'::bytea IN message) > 0)"),
+		'2', "$encoding: as the bytes that they are there");
+	$there->stop;
+}
+
 done_testing();

@@ -266,7 +266,6 @@ src(q{CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT g, 'a' F
 	ok(joined('unpublished'), 'unpublished: joined');
 	ok(wait_for($source, 'SELECT count(*) = 1 FROM pg_replication_slots WHERE active'), 'unpublished: it streams');
 	src('ALTER PUBLICATION ' . stream_column('unpublished', 'publication') . ' DROP TABLE a');
-	src(q{SELECT pg_terminate_backend(pid) FROM pg_stat_replication});
 	is_lost('unpublished', 'does not publish public.a', 'unpublished');
 	gone('unpublished');
 }
