@@ -106,7 +106,8 @@ test_connect(void *arg)
 
 /*
  * migrate_test_apply(job, source, images jsonb, gone jsonb, unknown jsonb,
- * truncate bool): everything but job and source may be null.
+ * truncate text): everything but job and source may be null.  truncate: a
+ * partition on the source, or empty for the whole table.
  */
 Datum
 migrate_test_apply(PG_FUNCTION_ARGS)
@@ -135,8 +136,12 @@ migrate_test_apply(PG_FUNCTION_ARGS)
 	foreach(lc, applier->targets)
 		ways = psprintf("%s%s%s", ways, ways[0] ? "," : "",
 						((ApplyTarget *) lfirst(lc))->writer->way->name);
-	if (!PG_ARGISNULL(5) && PG_GETARG_BOOL(5))
-		truncated = migrate_apply_truncate(applier, NULL);
+	if (!PG_ARGISNULL(5))
+	{
+		char	   *leaf = text_to_cstring(PG_GETARG_TEXT_PP(5));
+
+		truncated = migrate_apply_truncate(applier, leaf[0] ? leaf : NULL);
+	}
 	if (call.src->nkeys > 0)
 	{
 		MigrateApplySet set = {.src = call.src};

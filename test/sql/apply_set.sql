@@ -20,7 +20,7 @@ CREATE TABLE nokey (a int, b text);
 CREATE TABLE two (id int PRIMARY KEY, code text NOT NULL UNIQUE);
 \c regression regress_apply
 CREATE SCHEMA a;
-CREATE FUNCTION a.apply(job text, source text, images jsonb DEFAULT NULL, gone jsonb DEFAULT NULL, unknown jsonb DEFAULT NULL, truncate boolean DEFAULT false)
+CREATE FUNCTION a.apply(job text, source text, images jsonb DEFAULT NULL, gone jsonb DEFAULT NULL, unknown jsonb DEFAULT NULL, truncate text DEFAULT NULL)
 	RETURNS text LANGUAGE C AS '$libdir/migrate', 'migrate_test_apply';
 CREATE SERVER apply_src FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host :'pghost', port :'pgport', dbname 'migrate_apply_src');
 CREATE USER MAPPING FOR regress_apply SERVER apply_src OPTIONS (user 'regress_apply');
@@ -155,15 +155,15 @@ SELECT message FROM migrate.event WHERE kind = 'apply';
 
 -- TRUNCATE: the target, or what the mapping owns of it
 SELECT a.apply('a', 'public.plain', '[{"id": 1, "v": "bad", "n": 1000}]');
-SELECT a.apply('a', 'public.plain', '[{"id": 50, "v": "after", "n": 5}]', truncate => true);
+SELECT a.apply('a', 'public.plain', '[{"id": 50, "v": "after", "n": 5}]', truncate => '');
 SELECT * FROM a.plain;
 SELECT count(*) AS open FROM a.letters WHERE target = 'a.plain' AND state = 'open';
 INSERT INTO a.filt VALUES (70, 'other', 'theirs');
-SELECT a.apply('a', 'public.filt', truncate => true);
+SELECT a.apply('a', 'public.filt', truncate => '');
 SELECT * FROM a.filt;
 CREATE TABLE a.child (id int REFERENCES a.uniq);
 INSERT INTO a.child VALUES (3);
-SELECT a.apply('a', 'public.uniq', truncate => true);
+SELECT a.apply('a', 'public.uniq', truncate => '');
 SELECT count(*) FROM a.uniq;
 
 -- targets of all sorts
