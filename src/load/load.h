@@ -24,6 +24,7 @@
 
 #include "executor/executor.h"
 #include "fmgr.h"
+#include "storage/buf.h"
 #include "utils/hsearch.h"
 
 /* how mapped rows get into the target; a way through a temporary table joins */
@@ -141,6 +142,11 @@ extern void migrate_writer_hold(MigrateWriter *writer);
 extern void migrate_writer_release(MigrateWriter *writer);
 extern bool migrate_writer_look_first(MigrateWriter *writer);
 extern char *migrate_writer_target(MigrateWriter *writer);
+
+/* extend.c */
+extern void migrate_extend_for(Relation rel, Size bytes, Size *owed,
+							   BufferAccessStrategy strategy);
+extern Size migrate_tuple_room(Size length);
 
 /* writer_keys.c */
 extern void migrate_writer_keys_open(MigrateWriter *writer);

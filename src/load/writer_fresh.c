@@ -54,6 +54,8 @@ typedef struct FreshState
 	int			nslots;			/* made */
 	int			nused;
 	Size		bytes;
+	Size		room;			/* that they take in the table */
+	Size		owed;			/* of migrate_extend_for() */
 	int64		written;
 } FreshState;
 
@@ -168,6 +170,7 @@ fresh_flush(MigrateWriter *writer)
 
 	if (state->nused == 0)
 		return;
+	migrate_extend_for(writer->rel, state->room, &state->owed, state->bistate->strategy);
 	/* table_multi_insert may leak */
 	old = MemoryContextSwitchTo(state->flush_cxt);
 	table_multi_insert(writer->rel, state->slots, state->nused,
@@ -178,7 +181,7 @@ fresh_flush(MigrateWriter *writer)
 		ExecClearTuple(state->slots[i]);
 	state->written += state->nused;
 	state->nused = 0;
-	state->bytes = 0;
+	state->bytes = state->room = 0;
 }
 
 static void
@@ -187,6 +190,7 @@ fresh_put(MigrateWriter *writer, TupleTableSlot *mapped)
 	FreshState *state = writer->state;
 	TupleTableSlot *slot;
 	MemoryContext old;
+	Size		size;
 
 	if (state->nused == state->nslots)
 	{
@@ -203,8 +207,10 @@ fresh_put(MigrateWriter *writer, TupleTableSlot *mapped)
 	/* the values are of this row's memory, the slot lives longer */
 	ExecMaterializeSlot(slot);
 	state->nused++;
-	state->bytes += heap_compute_data_size(mapped->tts_tupleDescriptor,
-										   mapped->tts_values, mapped->tts_isnull);
+	size = heap_compute_data_size(mapped->tts_tupleDescriptor, mapped->tts_values,
+								  mapped->tts_isnull);
+	state->bytes += size;
+	state->room += migrate_tuple_room(MAXALIGN(SizeofHeapTupleHeader) + size);
 	if (state->nused == MAX_BUFFERED_TUPLES || state->bytes > MAX_BUFFERED_BYTES)
 		fresh_flush(writer);
 }
@@ -255,6 +261,7 @@ fresh_put_tuples(MigrateWriter *writer, HeapTuple *tuples, int64 n)
 	{
 		int			part = (int) Min(n - done, MAX_BUFFERED_TUPLES);
 		Size		bytes = 0;
+		Size		room = 0;
 		MemoryContext old;
 
 		for (int i = 0; i < part; i++)
@@ -267,9 +274,11 @@ fresh_put_tuples(MigrateWriter *writer, HeapTuple *tuples, int64 n)
 			check_tuple(writer, slots[i], tuple);
 			slots[i]->tts_flags |= TTS_FLAG_SHOULDFREE;
 			bytes += tuple->t_len;
+			room += migrate_tuple_room(tuple->t_len);
 			if (bytes > MAX_TUPLE_BYTES)
 				part = i + 1;
 		}
+		migrate_extend_for(writer->rel, room, &state->owed, state->bistate->strategy);
 		old = MemoryContextSwitchTo(state->flush_cxt);
 		table_multi_insert(writer->rel, slots, part, GetCurrentCommandId(true), 0,
 						   state->bistate);
