@@ -27,9 +27,11 @@ sub applied
 
 	# so that the stream has something behind it
 	src('SELECT txid_current()');
-	my $ok = wait_for($target,
-		"SELECT applied_lsn >= '$lsn' FROM migrate.apply_position NATURAL JOIN migrate.job WHERE job = '$job'",
-		timeout => 60);
+	my $state = '';
+	my $ok = wait_for(sub {
+		$state = $target->psql('postgres', "SELECT CASE WHEN j.state = 'failed' THEN 'failed' WHEN a.applied_lsn >= '$lsn' THEN 't' END"
+			. " FROM migrate.apply_position a JOIN migrate.job j USING (job_id) WHERE j.job = '$job'", stdout => \my $out) == 0 ? $out : '';
+		$state eq 't' || $state eq 'failed' }, timeout => 60) && $state eq 't';
 	ok($ok, $name // "$job: all is applied") or diag(sql(q{
 		SELECT job, state, wanted, pause_reason, last_sqlstate, last_error FROM migrate.job;
 		SELECT * FROM migrate.apply_position; SELECT * FROM migrate.stream_position;
@@ -105,7 +107,8 @@ sub all_equal
 {
 	my ($name) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
-	applied('j', "$name: all is applied") or return;
+	# nothing that follows would tell more
+	applied('j', "$name: all is applied") or do { done_testing(); exit 1; };
 	equal('j', $_, $name) for @tables;
 	return;
 }
