@@ -27,10 +27,10 @@ sub applied
 
 	# so that the stream has something behind it
 	src('SELECT txid_current()');
-	my $state = '';
+	my ($state, $out) = ('', '');
 	my $ok = wait_for(sub {
 		$state = $target->psql('postgres', "SELECT CASE WHEN j.state = 'failed' THEN 'failed' WHEN a.applied_lsn >= '$lsn' THEN 't' END"
-			. " FROM migrate.apply_position a JOIN migrate.job j USING (job_id) WHERE j.job = '$job'", stdout => \my $out) == 0 ? $out : '';
+			. " FROM migrate.apply_position a JOIN migrate.job j USING (job_id) WHERE j.job = '$job'", stdout => \$out) == 0 ? $out : '';
 		$state eq 't' || $state eq 'failed' }, timeout => 60) && $state eq 't';
 	ok($ok, $name // "$job: all is applied") or diag(sql(q{
 		SELECT job, state, wanted, pause_reason, last_sqlstate, last_error FROM migrate.job;
