@@ -483,6 +483,7 @@ wait_for_stream(ApplyWorker *w)
 	XLogRecPtr	lsn = InvalidXLogRecPtr;
 
 	migrate_worker_phase("idle");
+	pgstat_report_activity(STATE_IDLE, "waiting for changes");
 	attach_stream(w);
 	if (stream_shared)
 		ConditionVariablePrepareToSleep(&stream_shared->spooled);
@@ -548,7 +549,15 @@ batch_failed(ApplyWorker *w, ErrorData *edata)
 	if (migrate_abandoned)
 	{
 		migrate_abandoned = false;
-		return;					/* to what comes before, then pause_job() */
+		migrate_wake_job_worker();
+
+		/*
+		 * To what comes before, then pause_job(); or for too many dead letters
+		 * the job worker pauses.
+		 */
+		if (w->pause_lsn == 0)
+			back_off(MIGRATE_NAP);
+		return;
 	}
 	errors++;
 	migrate_trouble_note(MIGRATE_APPLY_TROUBLE, sqlstate, edata->message);

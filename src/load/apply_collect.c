@@ -871,6 +871,34 @@ clean_source(ApplySource *source)
 }
 
 /*
+ * More dead letters in this batch alone than the job may have: give it up, so
+ * that a mapping that fails for every row does not fill the disk with letters.
+ * The job worker pauses the job for what MigrateShared.budget says, as for a
+ * loader's (control/budget.c).
+ */
+static void
+check_budget(ApplyWorker *w, ApplySource *source)
+{
+	int64		limit = migrate_shared->chunk_dead_limit;
+	char		why[sizeof(migrate_shared->budget)];
+
+	if (limit < 0 || w->counts.dead <= limit)
+		return;
+	migrate_clip(why, sizeof(why),
+				 psprintf("max_dead_letters: " INT64_FORMAT " dead letters in one batch of changes > " INT64_FORMAT
+						  ", the last of source %s; the batch was given up",
+						  w->counts.dead, limit, source->src->label));
+	SpinLockAcquire(&migrate_shared->mutex);
+	memcpy(migrate_shared->budget, why, sizeof(why));
+	SpinLockRelease(&migrate_shared->mutex);
+	migrate_abandoned = true;
+	ereport(ERROR,
+			(errcode(ERRCODE_QUERY_CANCELED),
+			 errmsg("batch given up because it has too many dead letters"),
+			 errdetail_internal("%s", why)));
+}
+
+/*
  * Write what was collected: what is gone, children first, then images, parents
  * first.
  */
@@ -910,6 +938,7 @@ migrate_collect_flush(ApplyWorker *w)
 			flush_images(w, source);
 		else
 			flush_bag(w, source);
+		check_budget(w, source);
 		clean_source(source);
 		MemoryContextSwitchTo(cxt);
 		MemoryContextReset(cxt);

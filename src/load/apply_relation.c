@@ -12,7 +12,7 @@
  *	  by what it is under	a partition that came later: the source is asked
  *
  * and if to none it is another job's on the same stream, and skipped; the
- * answer holds until the table is described anew.  A partition that does not
+ * answer holds as long as the worker's session.  A partition that does not
  * exist any more when the source is asked has no rows to be kept: skipped too.
  *
  * Changes of the schema (DESIGN, section 5) are seen by comparing a
@@ -493,15 +493,19 @@ static void
 prepare_relation(ApplyWorker *w, ApplyRelation *rel)
 {
 	MemoryContext old = MemoryContextSwitchTo(w->session);
-	List	   *sources = sources_by_plan(w, rel->remote);
 	ListCell   *lc;
 	int			n = 0;
 
 	w->relation = rel->remote->name;
-	if (sources == NIL)
-		sources = sources_by_tree(w, rel->oid);
-	rel->maps = palloc0(sizeof(ApplyMap) * Max(list_length(sources), 1));
-	foreach(lc, sources)
+	if (!rel->found)
+	{
+		rel->sources = sources_by_plan(w, rel->remote);
+		if (rel->sources == NIL)
+			rel->sources = sources_by_tree(w, rel->oid);
+		rel->found = true;
+	}
+	rel->maps = palloc0(sizeof(ApplyMap) * Max(list_length(rel->sources), 1));
+	foreach(lc, rel->sources)
 		fill_map(w, rel, &rel->maps[n++], lfirst(lc));
 	rel->nmaps = n;
 	rel->accepted = rel->remote;

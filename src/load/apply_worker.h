@@ -149,8 +149,10 @@ typedef struct ApplyRelation
 	Oid			oid;			/* hash key */
 	MigrateRemoteRelation *remote;	/* newest description */
 	MigrateRemoteRelation *accepted;	/* the one applied last; NULL: none */
+	bool		found;			/* sources are known */
+	List	   *sources;		/* of ApplySource; NIL: not of this job */
 	bool		ready;			/* maps are those of remote */
-	int			nmaps;			/* 0: not of this job */
+	int			nmaps;
 	ApplyMap   *maps;
 } ApplyRelation;
 

@@ -271,6 +271,7 @@ is(sql(q{SELECT count(DISTINCT stream_id) FROM migrate.job_stream}), '1', 'one s
 
 # ------------------------------------------------------------------ dead letters
 src(q{CREATE TABLE bad (id int PRIMARY KEY, v text); INSERT INTO bad VALUES (1, '1'), (2, '2'), (3, '3')});
+sql('CREATE SCHEMA d; CREATE TABLE d.bad (id int PRIMARY KEY, v int)');
 start('d', '', [ 'bad', q{, columns => '{"v": "v::int"}'} ]) or do { done_testing(); exit; };
 src(q{INSERT INTO bad VALUES (4, '4'), (5, 'not a number'), (6, '6'); UPDATE bad SET v = 'nor this' WHERE id = 2});
 applied('d');
@@ -282,6 +283,18 @@ applied('d');
 is(letters('d', 'open'), '0', 'none is open any more');
 is(letters('d', 'superseded'), '2', 'later changes superseded both');
 same_rows($source, q{SELECT id, v::int FROM bad}, $target, 'SELECT id, v FROM d.bad', 'equal again');
+
+# --- too many of them
+sql(q{SELECT migrate_alter_job('d', '{"max_dead_letters": 3}')});
+sleep(2);
+src(q{INSERT INTO bad SELECT g, 'bad' FROM generate_series(100, 150) g});
+ok(wait_for($target, q{SELECT wanted = 'pause' AND shm_handle = 0 FROM migrate.job WHERE job = 'd'}, timeout => 60), 'too many dead letters: paused');
+like(sql(q{SELECT pause_reason FROM migrate.job WHERE job = 'd'}), qr/max_dead_letters: 51 dead letters in one batch/, 'with the reason');
+is(letters('d', 'open'), '0', 'and none of the batch is kept');
+src(q{DELETE FROM bad WHERE id >= 100});
+sql(q{SELECT migrate_alter_job('d', '{"max_dead_letters": 1000}'); SELECT migrate_resume('d')});
+applied('d', 'resumed with another limit, it goes on');
+same_rows($source, q{SELECT id, v::int FROM bad}, $target, 'SELECT id, v FROM d.bad', 'equal once more');
 
 # --- a value that cannot be read here: an older image never stands in for it
 src(q{CREATE TYPE mood AS ENUM ('good', 'bad');
