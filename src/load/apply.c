@@ -552,8 +552,8 @@ batch_failed(ApplyWorker *w, ErrorData *edata)
 		migrate_wake_job_worker();
 
 		/*
-		 * To what comes before, then pause_job(); or for too many dead letters
-		 * the job worker pauses.
+		 * To what comes before, then pause_job(); or for too many dead
+		 * letters the job worker pauses.
 		 */
 		if (w->pause_lsn == 0)
 			back_off(MIGRATE_NAP);
