@@ -49,6 +49,7 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
+#include "utils/snapmgr.h"
 
 #include "load/apply_worker.h"
 
@@ -716,6 +717,9 @@ write_letters(ApplyWorker *w, ApplySource *source, List *bad)
 {
 	ListCell   *lc;
 
+	if (bad == NIL)
+		return;
+	PushActiveSnapshot(GetTransactionSnapshot());
 	foreach(lc, bad)
 	{
 		ApplyBadRow *b = lfirst(lc);
@@ -724,6 +728,7 @@ write_letters(ApplyWorker *w, ApplySource *source, List *bad)
 								 migrate_row_raw(w, source, b->row), b->edata);
 		w->counts.dead++;
 	}
+	PopActiveSnapshot();
 }
 
 /*
