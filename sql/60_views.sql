@@ -87,6 +87,12 @@ WITH done AS (
 			   AS last_error
 	FROM migrate.post_step p
 	GROUP BY p.mapping_id
+), apply AS (
+	-- one row a job; capture's error stands in the catalog
+	SELECT w.job_id, max(w.sqlstate || ': ' || w.last_error) AS last_error
+	FROM migrate._live_workers() w
+	WHERE w.role = 'apply' AND w.errors > 0
+	GROUP BY w.job_id
 ), source AS (
 	SELECT s.*,
 		   s.state IN ('copied', 'done') AS complete,
@@ -122,7 +128,7 @@ SELECT j.job,
 	   s.workers::int AS workers,
 	   coalesce(dead.dead_letters, 0) AS dead_letters,
 	   coalesce(s.throttle, CASE WHEN j.wanted = 'pause' THEN j.pause_reason END) AS throttle,
-	   coalesce(s.last_error, steps.last_error, j.last_error) AS last_error,
+	   coalesce(s.last_error, steps.last_error, apply.last_error, j.last_error, stream.last_error) AS last_error,
 	   coalesce(steps.steps, 0)::int AS steps,
 	   coalesce(steps.steps_done, 0)::int AS steps_done,
 	   coalesce(steps.steps_failed, 0)::int AS steps_failed,
@@ -132,6 +138,8 @@ JOIN migrate.job j USING (job_id)
 JOIN source s USING (source_id)
 LEFT JOIN dead USING (mapping_id)
 LEFT JOIN steps USING (mapping_id)
+LEFT JOIN apply ON apply.job_id = j.job_id
+LEFT JOIN (migrate.job_stream js JOIN migrate.stream USING (stream_id)) ON js.job_id = j.job_id
 CROSS JOIN LATERAL (
 	-- an estimate never shows 100 before the end; without one it is not known
 	SELECT CASE WHEN s.complete THEN 100.0

@@ -11,7 +11,7 @@ CREATE FUNCTION migrate._live_jobs(
 	OUT applied_at timestamptz, OUT transactions bigint, OUT changes bigint, OUT batches bigint,
 	OUT changes_per_second float8, OUT idle boolean, OUT held boolean,
 	OUT lag bigint[], OUT apply_write bigint[], OUT copy_write bigint[],
-	OUT stuck_since timestamptz, OUT started timestamptz)
+	OUT stuck_since timestamptz, OUT caught_up_at timestamptz, OUT started timestamptz)
 RETURNS SETOF record
 LANGUAGE C VOLATILE STRICT SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'migrate_live_jobs';
@@ -107,7 +107,8 @@ WITH now AS MATERIALIZED (
 		   s.state AS stream_state, s.pid AS capture_pid, s.phase, s.source_lsn, s.source_at, s.received_lsn,
 		   s.spooled_lsn, s.confirmed_lsn, s.spool_bytes, s.spool_full, s.last_error AS stream_error,
 		   s.commit_at AS spooled_at, s.changes_per_second AS arrival_rate,
-		   w.apply_pid, w.applied_at, w.held, w.stuck_since,
+		   w.apply_pid, w.applied_at, w.held, w.stuck_since, w.caught_up_at,
+		   coalesce(s.phase = 'stream' AND NOT s.spool_full AND s.source_at > clock_timestamp() - interval '65 s', false) AS hears,
 		   greatest(w.applied_lsn, a.applied_lsn) AS applied_lsn,
 		   greatest(w.commit_at, a.commit_at) AS commit_at,
 		   w.changes_per_second AS apply_rate,
@@ -135,17 +136,12 @@ SELECT l.job, l.state, l.stream_state, l.phase AS stream_phase,
 FROM live l
 CROSS JOIN now n
 CROSS JOIN LATERAL (
-	SELECT greatest(n.at - CASE
-			   -- there is more to apply
-			   WHEN l.applied_lsn IS NULL OR l.applied_lsn < l.spooled_lsn THEN coalesce(l.commit_at, l.spooled_at, n.at)
+	SELECT CASE
 			   -- all is applied, and the source says that there is no more
-			   WHEN l.capture_pid IS NOT NULL AND l.phase IS DISTINCT FROM 'retry' AND NOT l.spool_full
-				   AND l.source_at > n.at - interval '15 s'
-				   AND l.spooled_lsn >= coalesce(l.source_lsn, l.spooled_lsn) THEN n.at
-			   WHEN l.capture_pid IS NOT NULL AND l.phase IS DISTINCT FROM 'retry' AND NOT l.spool_full
-				   AND l.source_at > n.at - interval '15 s' THEN coalesce(l.commit_at, n.at)
-			   -- nobody has heard of it since
-			   ELSE coalesce(l.source_at, l.commit_at, n.at) END, interval '0') AS behind,
+			   WHEN l.hears AND l.applied_lsn >= l.spooled_lsn AND l.spooled_lsn >= l.source_lsn THEN interval '0'
+			   -- of an idle source the last commit may be old
+			   ELSE greatest(n.at - coalesce(greatest(l.commit_at, l.caught_up_at), l.spooled_at, n.at), interval '0')
+			   END AS behind,
 		   CASE WHEN l.wanted = 'pause' THEN 'paused' || coalesce(': ' || l.pause_reason, '')
 				WHEN l.state = 'failed' THEN 'failed'
 				WHEN l.stream_state = 'lost' THEN 'the stream is lost: ' || coalesce(l.stream_error, '')
@@ -158,7 +154,7 @@ CROSS JOIN LATERAL (
 ) b
 ORDER BY l.job;
 COMMENT ON VIEW migrate.lag IS
-'one row a job that follows its source: the positions up to which the source has come, changes were received, spooled, confirmed to the source and applied; the bytes that are still to receive, spool and apply; seconds between now and the source''s last applied commit (0 when all is applied), by both servers'' clocks; changes that arrive and are applied a second; the size of the spool; what holds it up (reason), and whether it stands still without one (stalled). Moves on while the job is paused';
+'one row a job that follows its source: the positions up to which the source has come, changes were received, spooled, confirmed to the source and applied; the bytes that are still to receive, spool and apply; seconds between now and the source''s last applied commit, or when all was applied last (0 when all is), by both servers'' clocks; changes that arrive and are applied a second; the size of the spool; what holds it up (reason), and whether it stands still without one (stalled). Moves on while the job is paused';
 
 CREATE VIEW migrate.slo WITH (security_invoker = true) AS
 SELECT j.job,

@@ -813,6 +813,9 @@ typedef struct MigrateShared
 	 */
 	TimestampTz stuck_since;
 
+	/* likewise: when all that the source was known to have was applied last */
+	TimestampTz caught_up_at;
+
 	MigrateTrouble trouble[MIGRATE_MAX_LOADERS];
 	MigrateWorkerSlot slots[MIGRATE_MAX_LOADERS + 2];	/* 0: job worker, last:
 														 * apply */

@@ -47,9 +47,9 @@ lsn_at(int col)
 	return isnull ? InvalidXLogRecPtr : DatumGetLSN(value);
 }
 
-/* Keep MigrateShared.stuck_since, which the view reads. */
+/* Keep what the view reads in MigrateShared. */
 static void
-watch_movement(XLogRecPtr applied, XLogRecPtr spooled, bool held)
+watch_movement(XLogRecPtr applied, XLogRecPtr spooled, XLogRecPtr source, bool held)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
@@ -58,6 +58,8 @@ watch_movement(XLogRecPtr applied, XLogRecPtr spooled, bool held)
 		migrate_shared->stuck_since = 0;
 	else if (migrate_shared->stuck_since == 0)
 		migrate_shared->stuck_since = now;
+	if (applied >= spooled && spooled >= source && source != InvalidXLogRecPtr)
+		migrate_shared->caught_up_at = now;
 	SpinLockRelease(&migrate_shared->mutex);
 	last_applied = applied;
 }
@@ -87,12 +89,13 @@ migrate_lag_watch(MigrateJob *job)
 	migrate_spi_begin();
 	migrate_job_exec("SELECT l.applied_lsn, l.spooled_lsn, (l.reason = 'held')::int,"
 					 " (l.seconds_behind * 1000)::bigint, l.stalled::int,"
-					 " l.seconds_behind::text, pg_catalog.pg_size_pretty(l.apply_bytes)"
+					 " l.seconds_behind::text, pg_catalog.pg_size_pretty(l.apply_bytes),"
+					 " CASE WHEN l.stream_phase = 'stream' THEN l.source_lsn END"
 					 " FROM migrate.lag l JOIN migrate.job j USING (job) WHERE j.job_id = $1",
 					 SPI_OK_SELECT);
 	if (SPI_processed > 0)
 	{
-		watch_movement(lsn_at(0), lsn_at(1), migrate_spi_int64(0, 2, 0) != 0);
+		watch_movement(lsn_at(0), lsn_at(1), lsn_at(7), migrate_spi_int64(0, 2, 0) != 0);
 		is_lagging = job->lag_alert_ms > 0 &&
 			migrate_spi_int64(0, 3, 0) > job->lag_alert_ms;
 		is_stalled = migrate_spi_int64(0, 4, 0) != 0;

@@ -23,7 +23,7 @@
 #include "control/control.h"
 #include "extract/stream.h"
 
-#define JOB_COLUMNS 16
+#define JOB_COLUMNS 17
 #define STREAM_COLUMNS 19
 
 /* a row as it is put together */
@@ -118,6 +118,7 @@ put_job(ReturnSetInfo *rsinfo, int job_id, int64 handle)
 	MigrateLive live;
 	MigrateHistogram copy;
 	TimestampTz stuck_since,
+				caught_up_at,
 				started;
 	Row			row = {.n = 0};
 	bool		alive;
@@ -129,6 +130,7 @@ put_job(ReturnSetInfo *rsinfo, int job_id, int64 handle)
 	live = shared->live;
 	copy = shared->copy_write;
 	stuck_since = shared->stuck_since;
+	caught_up_at = shared->caught_up_at;
 	started = shared->slots[0].started;
 	SpinLockRelease(&shared->mutex);
 	migrate_shmem_unpeek(seg);
@@ -152,6 +154,7 @@ put_job(ReturnSetInfo *rsinfo, int job_id, int64 handle)
 	add_histogram(&row, &live.write);
 	add_histogram(&row, &copy);
 	add_time(&row, stuck_since);
+	add_time(&row, caught_up_at);
 	add_time(&row, started);
 	Assert(row.n == JOB_COLUMNS);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row.values, row.nulls);

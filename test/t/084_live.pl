@@ -220,8 +220,11 @@ equal('j', 'cancel');
 sql(q{SELECT migrate_resume('j')}) for 1 .. 5;
 foreach my $kind (qw(apply capture job))
 {
+	my $killed = sub { my $k = () = slurp_file($target->logfile) =~ /terminated by signal 9/g; return $k };
+	my $before = $killed->();
 	my $pid = kill9_backend($target, $kind eq 'job' ? 'migrate job' : "migrate $kind");
 	ok($pid, "kill -9 of $kind");
+	ok(wait_for(sub { $killed->() > $before }) && wait_for($target, q{SELECT count(*) = 4 FROM pg_stat_activity WHERE backend_type ~ '^migrate (job|apply)'}), 'the workers are started again');
 	src(q{UPDATE b SET w = 'after a kill' WHERE id = 3});
 	caught_up('j', "after a kill of $kind it goes on by itself");
 }
