@@ -137,7 +137,8 @@ BEGIN
 		RAISE EXCEPTION 'job "%" is %', job,
 			CASE r.wanted WHEN 'cancel' THEN 'being cancelled' ELSE r.state END
 			USING ERRCODE = 'object_not_in_prerequisite_state',
-				  HINT = CASE WHEN r.state = 'cancelled' THEN 'Use migrate_start, then migrate_resync.' END;
+				  HINT = CASE WHEN r.state = 'cancelled' OR r.wanted = 'cancel' THEN 'Use migrate_start, then migrate_resync.'
+					ELSE 'A job can be resynced from its start until it is finished.' END;
 	END IF;
 
 	INSERT INTO migrate.resync (job_id) VALUES (r.job_id)

@@ -72,5 +72,3 @@ SELECT migrate_drop_job('live');
 DROP SCHEMA live CASCADE;
 DROP SERVER live_src CASCADE;
 DROP DATABASE migrate_live_src;
-\c - - 
-DROP OWNED BY regress_live;
