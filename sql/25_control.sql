@@ -10,7 +10,7 @@ CREATE FUNCTION migrate._live_workers(
 	OUT sqlstate text, OUT last_error text, OUT throttle text,
 	OUT step_id int, OUT steps bigint)
 RETURNS SETOF record
-LANGUAGE C VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+LANGUAGE C VOLATILE STRICT ROWS 8 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'migrate_live_workers';
 COMMENT ON FUNCTION migrate._live_workers() IS
 	'the workers of the jobs that the caller may see, from their shared memory';

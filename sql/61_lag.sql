@@ -13,7 +13,7 @@ CREATE FUNCTION migrate._live_jobs(
 	OUT lag bigint[], OUT apply_write bigint[], OUT copy_write bigint[],
 	OUT stuck_since timestamptz, OUT caught_up_at timestamptz, OUT started timestamptz)
 RETURNS SETOF record
-LANGUAGE C VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+LANGUAGE C VOLATILE STRICT ROWS 4 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'migrate_live_jobs';
 COMMENT ON FUNCTION migrate._live_jobs() IS
 	'apply of the jobs that the caller may see and that have a worker, from their shared memory; histograms have the buckets of migrate._histogram_quantile';
@@ -25,7 +25,7 @@ CREATE FUNCTION migrate._live_streams(
 	OUT spool_full boolean, OUT changes_per_second float8, OUT memory bigint, OUT started timestamptz,
 	OUT sqlstate text, OUT last_error text)
 RETURNS SETOF record
-LANGUAGE C VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+LANGUAGE C VOLATILE STRICT ROWS 4 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'migrate_live_streams';
 COMMENT ON FUNCTION migrate._live_streams() IS
 	'capture of the streams that the caller may see and that have a worker, from their shared memory';

@@ -21,6 +21,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "utils/builtins.h"
 #include "utils/pg_lsn.h"
@@ -73,6 +74,31 @@ tell(const char *kind, bool is, bool *was, const char *begin, const char *end)
 	migrate_event(me.job_id, is ? "alert" : "info", kind, "%s", is ? begin : end);
 }
 
+/* The view is a large query: it is planned once. */
+static void
+look_at_lag(void)
+{
+	static SPIPlanPtr plan = NULL;
+	Oid			type = INT4OID;
+	Datum		arg = Int32GetDatum(me.job_id);
+
+	if (plan == NULL)
+	{
+		SPIPlanPtr	made = SPI_prepare("SELECT l.applied_lsn, l.spooled_lsn, (l.reason = 'held')::int,"
+									   " (l.seconds_behind * 1000)::bigint, l.stalled::int,"
+									   " l.seconds_behind::text, pg_catalog.pg_size_pretty(l.apply_bytes),"
+									   " CASE WHEN l.stream_phase = 'stream' THEN l.source_lsn END"
+									   " FROM migrate.lag l JOIN migrate.job j USING (job)"
+									   " WHERE j.job_id = $1", 1, &type);
+
+		if (made == NULL || SPI_keepplan(made) != 0)
+			elog(ERROR, "SPI_prepare gave %s", SPI_result_code_string(SPI_result));
+		plan = made;
+	}
+	if (SPI_execute_plan(plan, &arg, NULL, true, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not look at the lag");
+}
+
 void
 migrate_lag_watch(MigrateJob *job)
 {
@@ -87,12 +113,7 @@ migrate_lag_watch(MigrateJob *job)
 	last_look = now;
 	StartTransactionCommand();
 	migrate_spi_begin();
-	migrate_job_exec("SELECT l.applied_lsn, l.spooled_lsn, (l.reason = 'held')::int,"
-					 " (l.seconds_behind * 1000)::bigint, l.stalled::int,"
-					 " l.seconds_behind::text, pg_catalog.pg_size_pretty(l.apply_bytes),"
-					 " CASE WHEN l.stream_phase = 'stream' THEN l.source_lsn END"
-					 " FROM migrate.lag l JOIN migrate.job j USING (job) WHERE j.job_id = $1",
-					 SPI_OK_SELECT);
+	look_at_lag();
 	if (SPI_processed > 0)
 	{
 		watch_movement(lsn_at(0), lsn_at(1), lsn_at(7), migrate_spi_int64(0, 2, 0) != 0);
