@@ -474,10 +474,12 @@ sub fill
 	return;
 }
 
-# A session, or a program, of ours that is begun again until stop() ends it.
+# A program that is begun again whenever it ends, until its group is killed or
+# the test is over.
 sub forever
 {
 	my ($self, $log, @command) = @_;
+	my $parent = $$;
 	my $pid = fork() // die "fork: $!";
 
 	if ($pid == 0)
@@ -489,7 +491,7 @@ sub forever
 		while (1)
 		{
 			my $rc = system(@command);
-			POSIX::_exit(0) if $rc == 0 && -e "$self->{dir}/stop";
+			POSIX::_exit(0) if getppid() != $parent;
 			sleep(0.1);
 		}
 	}
