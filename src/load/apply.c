@@ -85,6 +85,8 @@ static char last_sqlstate[6];
 static TimestampTz rate_at = 0;
 static int64 rate_changes = 0;
 
+static void sleep_for(long ms);
+
 static bool
 must_leave(void)
 {
@@ -96,20 +98,83 @@ must_leave(void)
  * the connection to the source
  * ----------------------------------------------------------------
  */
+/*
+ * Does a snapshot of the source, pg_snapshot as text (xmin:xmax:xip,..), see
+ * all transactions of the batch?
+ */
+static bool
+sees_batch(ApplyWorker *w, const char *snapshot)
+{
+	unsigned long long xmin,
+				xmax;
+	int			used = 0;
+
+	if (snapshot == NULL || sscanf(snapshot, "%llu:%llu:%n", &xmin, &xmax, &used) < 2 || used == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the source has given no snapshot")));
+	for (int i = 0; i < w->nxids; i++)
+		if ((int32) (w->xids[i] - (TransactionId) xmax) >= 0)
+			return false;
+	for (const char *at = snapshot + used; *at; at++)
+	{
+		char	   *end;
+		TransactionId xid = (TransactionId) strtoull(at, &end, 10);
+
+		for (int i = 0; i < w->nxids; i++)
+			if (w->xids[i] == xid)
+				return false;
+		if (*end == '\0')
+			break;
+		at = end;
+	}
+	return true;
+}
+
+/*
+ * A commit is in the stream before it is in anybody's sight, and much longer
+ * when it waits for a synchronous standby: what is read now would be the rows
+ * as they were before, or none under a new key.  So nothing is read from the
+ * source before it shows all that the batch tells of.
+ */
+static void
+wait_until_seen(ApplyWorker *w)
+{
+	long		delay = 1;
+
+	for (;;)
+	{
+		if (sees_batch(w, migrate_exec_value(w->conn, "SELECT pg_current_snapshot()")))
+			return;
+		migrate_worker_phase("unseen");
+		if (must_leave())
+		{
+			migrate_abandoned = true;
+			ereport(ERROR,
+					(errcode(ERRCODE_OPERATOR_INTERVENTION),
+					 errmsg("batch given up while its transactions are not visible on the source")));
+		}
+		sleep_for(delay);
+		delay = Min(2 * delay, 200);
+	}
+}
+
 MigrateConn *
 migrate_apply_connection(void *arg)
 {
 	ApplyWorker *w = arg;
 	MemoryContext old;
 
-	if (w->conn && migrate_connection_usable(w->conn))
-		return w->conn;
-	w->conn = NULL;
-	MemoryContextReset(w->conn_cxt);
-	old = MemoryContextSwitchTo(w->conn_cxt);
-	w->conn = migrate_connect(w->job->server, w->job->owner, w->job->name, "apply",
-							  w->job->connect_timeout_s);
-	MemoryContextSwitchTo(old);
+	if (w->conn == NULL || !migrate_connection_usable(w->conn))
+	{
+		w->conn = NULL;
+		MemoryContextReset(w->conn_cxt);
+		old = MemoryContextSwitchTo(w->conn_cxt);
+		w->conn = migrate_connect(w->job->server, w->job->owner, w->job->name, "apply",
+								  w->job->connect_timeout_s);
+		MemoryContextSwitchTo(old);
+	}
+	wait_until_seen(w);
 	return w->conn;
 }
 
@@ -179,6 +244,8 @@ close_session(void)
 	worker.reader = NULL;
 	worker.commits = NULL;
 	worker.ncommits = worker.max_commits = 0;
+	worker.xids = NULL;
+	worker.nxids = worker.max_xids = 0;
 	memset(&worker.msg, 0, sizeof(worker.msg));
 }
 

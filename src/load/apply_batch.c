@@ -81,6 +81,16 @@ take_begin(ApplyWorker *w)
 	w->commit_at = w->msg.commit_at;
 	/* the position is the end of a commit, or between two */
 	w->skip = w->final_lsn < w->applied_lsn;
+	if (w->skip)
+		return;
+	if (w->nxids == w->max_xids)
+	{
+		w->max_xids = Max(1024, 2 * w->max_xids);
+		w->xids = w->xids ?
+			repalloc_huge(w->xids, w->max_xids * sizeof(TransactionId)) :
+			MemoryContextAllocHuge(w->session, w->max_xids * sizeof(TransactionId));
+	}
+	w->xids[w->nxids++] = w->xid;
 }
 
 /* For whoever takes a cut (P23): this one will be applied. */
@@ -350,7 +360,7 @@ begin_batch(ApplyWorker *w)
 	w->in_xact = false;
 	w->relation = NULL;
 	w->transactions = w->changes = w->bytes = 0;
-	w->ncommits = 0;
+	w->ncommits = w->nxids = 0;
 	w->written = false;
 	memset(&w->counts, 0, sizeof(w->counts));
 }

@@ -218,6 +218,9 @@ typedef struct ApplyWorker
 	TimestampTz *commits;
 	int			ncommits;
 	int			max_commits;
+	TransactionId *xids;		/* of all that have begun in it */
+	int			nxids;
+	int			max_xids;
 
 	/* empty transactions at the end that no commit here tells of yet */
 	int64		pending_transactions;

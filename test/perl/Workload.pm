@@ -694,7 +694,7 @@ sub drop
 	my ($self, $job) = @_;
 	local $Test::Builder::Level = $Test::Builder::Level + 1;
 
-	$self->tgt("SELECT migrate_finish('$job')");
+	$self->tgt("CALL migrate_finish('$job')");
 	$self->tgt("SELECT migrate_drop_job('$job'); DROP SCHEMA IF EXISTS from_$job CASCADE; DROP SCHEMA $job, ${job}_m CASCADE");
 	return;
 }

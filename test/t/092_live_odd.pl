@@ -69,7 +69,7 @@ sub over
 {
 	my ($job) = @_;
 
-	sql("SELECT migrate_finish('$job')");
+	sql("CALL migrate_finish('$job')");
 	sql("SELECT migrate_drop_job('$job'); DROP SCHEMA $job CASCADE");
 	return;
 }
