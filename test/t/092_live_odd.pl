@@ -101,9 +101,8 @@ sub peak_until
 sub in_background
 {
 	my ($node, $sql) = @_;
-	my $in = $sql;
-	return IPC::Run::start([ 'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-d', $node->connstr('postgres'), '-f', '-' ],
-		'<', \$in, '>', \my $out, '2>', \my $err);
+	return IPC::Run::start([ 'psql', '-XqAt', '-d', $node->connstr('postgres'), '-c', $sql ],
+		'<', '/dev/null', '>', \my $out, '2>', \my $err);
 }
 
 src('CREATE SCHEMA s; CREATE TABLE s.mark (id int PRIMARY KEY)');
@@ -153,7 +152,7 @@ if ('late' =~ /$parts/)
 	my $hung = 0;
 	my @sessions;
 	my $late = sub {
-		push @sessions, in_background($source, "SET synchronous_commit = on; $_[0]");
+		push @sessions, in_background($source, "SET synchronous_commit = on; BEGIN; $_[0]; COMMIT");
 		return ok(wait_for($source, sprintf($hangs, ++$hung)), "late: $_[1]: committed, and in nobody's sight");
 	};
 
@@ -185,9 +184,9 @@ if ('late' =~ /$parts/)
 	$hung = 0;
 	$late->('UPDATE s.late SET small = small + 1 WHERE id = 1', 'comes into a filter');
 	$late->('UPDATE s.late SET id = 203, small = small + 1 WHERE id = 3', 'comes into a filter under a new key');
-	$late->('BEGIN; INSERT INTO s.late VALUES (205, 4, repeat($$y$$, 5000)); UPDATE s.late SET id = 206 WHERE id = 205; COMMIT', 'new, and another key at once');
+	$late->('INSERT INTO s.late VALUES (205, 4, repeat($$y$$, 5000)); UPDATE s.late SET id = 206 WHERE id = 205', 'new, and another key at once');
 	$late->('DELETE FROM s.late WHERE id = 2', 'is deleted');
-	$late->('BEGIN; DELETE FROM s.late WHERE id = 4; INSERT INTO s.late VALUES (4, 44, $$again$$); COMMIT', 'comes again');
+	$late->('DELETE FROM s.late WHERE id = 4; INSERT INTO s.late VALUES (4, 44, $$again$$)', 'comes again');
 	# apply works at it, or waits; both are right, a wrong row is not
 	wait_for($target, 'SELECT count(*) = 0 FROM late.late WHERE id = 2', timeout => 5);
 	src(q{ALTER SYSTEM RESET synchronous_standby_names; SELECT pg_reload_conf()});
