@@ -17,7 +17,7 @@ use MigrateTest;
 use Workload;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(sleep);
+use Time::HiRes qw(sleep time);
 
 my $kills = $ENV{MIGRATE_LIVE_KILLS} // 8;
 my $rounds = $ENV{MIGRATE_POINT_ROUNDS} // 1;
@@ -36,25 +36,35 @@ my $w = Workload->new(source => $source, target => $target, rate => 150, rows =>
 $w->fill;
 $w->start_writers;
 
-# How many processes of the target were killed so far, by its log.
+# Processes of the target that were killed so far, by its log.
 sub kills_seen
 {
 	my $n = () = slurp_file($target->logfile) =~ /terminated by signal 9/g;
 	return $n;
 }
 
-# The next process that comes to the point dies there.
+# By file and signal, which also reach a server that is just recovering.
+sub set_fault
+{
+	my ($fault) = @_;
+	$target->append_conf('postgresql.conf', "migrate.fault = '$fault'\n");
+	$target->reload;
+	return;
+}
+
+# What comes to the point now dies there; next: the point after that, so that
+# it is not passed meanwhile.
 sub kill_at
 {
-	my ($point) = @_;
+	my ($point, $next, $trigger) = @_;
 	my $before = kills_seen();
+	my $until = time() + 60;
 
-	$target->safe_psql('postgres', qq{ALTER SYSTEM SET migrate.fault = '$point:kill'; SELECT pg_reload_conf()});
-	my $hit = wait_for(sub { kills_seen() > $before }, timeout => 40);
-	# the server may be down at this moment, or go down once more
-	wait_for(sub {
-		$target->psql('postgres', q{ALTER SYSTEM RESET migrate.fault}) == 0
-		  && $target->psql('postgres', 'SELECT pg_reload_conf()') == 0 }, timeout => 60);
+	set_fault("$point:kill");
+	$trigger->() if $trigger;
+	sleep(0.02) while kills_seen() == $before && time() < $until;
+	my $hit = kills_seen() > $before;
+	set_fault($next ? "$next:kill" : '');
 	return $hit;
 }
 
@@ -63,13 +73,12 @@ $w->define('j', options => '"workers": 2, "chunk_blocks": 20, "chunk_time": "50m
 $w->start_watch('j');
 
 # --- before there is anything to stream
-$target->safe_psql('postgres', qq{ALTER SYSTEM SET migrate.fault = '$once[0]:kill'; SELECT pg_reload_conf()});
-$target->psql('postgres', q{SELECT migrate_start('j')});
-foreach my $point (@once)
+foreach my $i (0 .. $#once)
 {
-	last if (job_state($target, 'j') // '') eq 'streaming';
-	ok(kill_at($point), "$point: a process died there");
+	my $start = $i == 0 ? sub { $target->psql('postgres', q{SELECT migrate_start('j')}) } : undef;
+	ok(kill_at($once[$i], $once[ $i + 1 ], $start), "$once[$i]: a process died there") or last;
 }
+set_fault('');
 wait_job($target, 'j', 'streaming', timeout => 120) or do { done_testing(); exit; };
 ok($w->mark('j'), 'streaming after kills on the way');
 
