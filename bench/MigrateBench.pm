@@ -163,7 +163,7 @@ sub watch_memory
 			for my $p (split ' ', qx{pgrep -P '$parents' -f '$pattern'})
 			{
 				open(my $f, '<', "/proc/$p/status") or next;
-				while (<$f>) { $peak = $1 if /^RssAnon:\s+(\d+)/ && $1 > $peak }
+				while (my $line = <$f>) { $peak = $1 if $line =~ /^RssAnon:\s+(\d+)/ && $1 > $peak }
 			}
 			sleep 0.02;
 		}
