@@ -290,7 +290,8 @@ sub hard_kill
 	while (server_pids($node) || kill(0, $pid))
 	{
 		waitpid($pid, POSIX::WNOHANG());
-		die 'processes outlive their postmaster: ' . join(' ', server_pids($node))
+		die 'processes outlive their postmaster: '
+		  . join('; ', map { my $p = $_; "$p " . (eval { slurp_file("/proc/$p/cmdline") } // '') =~ tr/\0/ /r } server_pids($node))
 		  if time() > $until;
 		sleep(0.05);
 	}

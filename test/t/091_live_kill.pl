@@ -27,7 +27,7 @@ srand($ENV{MIGRATE_SEED} || 42);
 my @points = qw(capture-received capture-spooled capture-committed capture-confirmed
   apply-begin apply-set apply-written apply-committed);
 my @once = qw(stream-published stream-slot-made stream-joined job-planned loader-claimed before-commit after-commit
-  job-indexed live-settled live-recheck);
+  live-settled live-recheck job-indexed);
 
 my $source = new_source('source', logical => 1);
 my $target = new_target('target', preload => 1);
