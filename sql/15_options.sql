@@ -104,6 +104,18 @@ VALUES
 	 'how long one batch of changes should take to apply when behind'),
 	('lag_alert', 'duration', 'ms', '5min', 'while running', 0, 315360000000, NULL, '0 (never) to 3650d',
 	 'an alert is given when the target is further behind, or when nothing moves for so long though it should'),
+	('new_home', 'text', NULL, '', 'while running', NULL, NULL, NULL, 'any text',
+	 'where the tables are after the cutover, for the hint that writers to the source get'),
+	('fence_lock_timeout', 'duration', 'ms', '500ms', 'while running', 1, 60000, NULL, '1ms to 1min',
+	 'how long one try to lock the source''s tables for the cutover may last, and a writer wait behind it'),
+	('fence_timeout', 'duration', 'ms', '30s', 'while running', 0, 86400000, NULL, '0 (one try) to 1d',
+	 'how long the cutover tries to lock the source''s tables, again and again, before it gives up'),
+	('cutover_lag_timeout', 'duration', 'ms', '1min', 'while running', 0, 86400000, NULL, '0 to 1d',
+	 'how long the cutover waits for the target to catch up before it fences the source'),
+	('gate_timeout', 'duration', 'ms', '5min', 'while running', 0, 86400000, NULL, '0 to 1d',
+	 'how long a gate of the cutover waits for migrate_continue outside the pause'),
+	('max_target_wal', 'size', 'bytes', '0', 'while running', 0, 9223372036854775807, NULL, '0 (no limit) or more',
+	 'WAL that the slot of the way back may hold back here; beyond it the slot is dropped and going back loses what was written here'),
 	('event_retention', 'duration', 'ms', '30d', 'while running', 0, 315360000000, NULL, '0 (keep all) to 3650d',
 	 'events older than this are removed');
 

@@ -205,6 +205,7 @@ DECLARE
 	o		migrate.made_object;
 	reason	text;
 BEGIN
+	RETURN QUERY SELECT * FROM migrate._remove_cutover($1);
 	-- slot and publication first: they hold up the source
 	IF $1.capture = 'logical' THEN
 		RETURN QUERY SELECT * FROM migrate._stream_leave($1.job_id);
@@ -212,6 +213,7 @@ BEGIN
 
 	FOR o IN SELECT * FROM migrate.made_object m
 			 WHERE m.job_id = $1.job_id AND m.side = 'target' AND m.temporary
+			   AND m.kind NOT IN ('publication', 'replication slot')
 			 ORDER BY m.kind = 'schema', m.object_id DESC
 	LOOP
 		-- one import serves several jobs: the next that needs it takes it over
@@ -281,7 +283,8 @@ AS $$
 DECLARE
 	j	migrate.job := migrate._job($1);
 BEGIN
-	IF NOT coalesce($2 = ANY (migrate._check_names()), false) THEN
+	-- "cutover" and "rollback": what stands in their way, see migrate.readiness
+	IF NOT coalesce($2 = ANY (migrate._check_names() || '{cutover,rollback}'), false) THEN
 		RAISE EXCEPTION USING ERRCODE = '22023',
 			MESSAGE = format('there is no check "%s"', $2),
 			HINT = format('The checks are: %s.', array_to_string(migrate._check_names(), ', '));

@@ -200,6 +200,10 @@ BEGIN
 	ELSIF r.state = 'finished' THEN
 		RAISE EXCEPTION 'job "%" is finished', job
 			USING ERRCODE = 'object_not_in_prerequisite_state';
+	ELSIF r.state IN ('cutting_over', 'rolling_back', 'cut_over') THEN
+		RAISE EXCEPTION 'job "%" is %, and cannot be cancelled', job, r.state
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+				  HINT = 'Between the two sides one of them must be opened: use migrate_rollback or migrate_finish.';
 	END IF;
 	IF migrate._wake(r.job_id, cancel => true) THEN
 		IF r.wanted <> 'cancel' THEN

@@ -11,10 +11,10 @@ LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
 	r		migrate.job := migrate._job(job, lock => true);
 BEGIN
-	IF r.state NOT IN ('copied', 'streaming', 'finished') THEN
+	IF r.state NOT IN ('copied', 'streaming', 'cut_over', 'finished') THEN
 		RAISE EXCEPTION 'job "%" is %, and cannot be finished', job, r.state
 			USING ERRCODE = 'object_not_in_prerequisite_state',
-				  HINT = 'A job is finished when it is copied or streaming; to give it up, use migrate_cancel and migrate_drop_job.';
+				  HINT = 'A job is finished when it is copied, streaming or cut over; to give it up, use migrate_cancel and migrate_drop_job.';
 	END IF;
 	IF r.state <> 'finished' THEN
 		PERFORM migrate._set_state(r.job_id, 'finished', 'asked for by ' || session_user);

@@ -66,6 +66,28 @@
 	index_beginscan(rel, index, snapshot, NULL, nkeys, 0)
 #endif
 
+/* 17 added whether a stronger lock counts (the argument orstronger) */
+#if PG_VERSION_NUM < 170000
+#define migrate_lock_held_by_me(tag, mode) LockHeldByMe(tag, mode)
+#else
+#define migrate_lock_held_by_me(tag, mode) LockHeldByMe(tag, mode, false)
+#endif
+
+/* 17 added failover and synced, 18 error_if_invalid; files that use these
+ * include replication/slot.h */
+#if PG_VERSION_NUM < 170000
+#define migrate_slot_create(name) \
+	ReplicationSlotCreate(name, true, RS_EPHEMERAL, false)
+#else
+#define migrate_slot_create(name) \
+	ReplicationSlotCreate(name, true, RS_EPHEMERAL, false, false, false)
+#endif
+#if PG_VERSION_NUM < 180000
+#define migrate_slot_acquire(name) ReplicationSlotAcquire(name, true)
+#else
+#define migrate_slot_acquire(name) ReplicationSlotAcquire(name, true, true)
+#endif
+
 /*
  * 16 tells which indexes an update needs, and has an argument for those that
  * only summarize (19d8e2308bc)

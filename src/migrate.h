@@ -164,6 +164,9 @@ extern MigrateConn *migrate_connect(Oid server, Oid owner, const char *job,
 									const char *role, int connect_timeout_s);
 extern void migrate_disconnect(MigrateConn *conn);
 
+/* What its session is called on the source. */
+extern char *migrate_application_name(const char *job, const char *role);
+
 /* False when it broke and has to be made anew. */
 extern bool migrate_connection_usable(MigrateConn *conn);
 
@@ -767,6 +770,15 @@ typedef struct MigrateLive
 	 */
 	uint32		nrecent;		/* counts on */
 	TransactionId recent[MIGRATE_RECENT_XIDS];
+
+	/* written by the reverse worker, but for reverse_stop */
+	int			reverse_pid;	/* 0: none */
+	bool		reverse_stop;	/* written by the job worker: leave */
+	XLogRecPtr	reverse_lsn;	/* our own changes before it are on the source */
+	int64		reverse_changes;	/* since the job worker's start */
+	int64		reverse_dead;
+	int64		reverse_retained;	/* WAL that the slot holds back, bytes */
+
 	MigrateHistogram lag;		/* commit on the source to commit here */
 	MigrateHistogram write;		/* one batch: begin to commit */
 } MigrateLive;
@@ -817,12 +829,13 @@ typedef struct MigrateShared
 	TimestampTz caught_up_at;
 
 	MigrateTrouble trouble[MIGRATE_MAX_LOADERS];
-	MigrateWorkerSlot slots[MIGRATE_MAX_LOADERS + 2];	/* 0: job worker, last:
-														 * apply */
+	MigrateWorkerSlot slots[MIGRATE_MAX_LOADERS + 3];	/* 0: job worker; the
+														 * last two: below */
 	MigrateLive live;
 } MigrateShared;
 
 #define MIGRATE_APPLY_SLOT (MIGRATE_MAX_LOADERS + 1)
+#define MIGRATE_REVERSE_SLOT (MIGRATE_MAX_LOADERS + 2)
 
 /* NULL in a process that belongs to no job (then the calls below do nothing) */
 extern MigrateShared *migrate_shared;

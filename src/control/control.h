@@ -74,7 +74,8 @@ typedef enum MigrateLockKind
 	MIGRATE_LOCK_WRITER = 4,	/* job: whoever writes to its targets (P14) */
 	MIGRATE_LOCK_STREAM = 5,	/* stream: the job worker that makes or joins
 								 * it */
-	MIGRATE_LOCK_CUT = 6		/* job: whoever takes a cut (P23) */
+	MIGRATE_LOCK_CUT = 6,		/* job: whoever takes a cut (P23) */
+	MIGRATE_LOCK_REVERSE = 7	/* job: its reverse worker */
 } MigrateLockKind;
 
 extern bool migrate_worker_lock(MigrateLockKind kind, int id);
@@ -83,6 +84,7 @@ extern bool migrate_worker_alive(MigrateLockKind kind, int id);
 extern void migrate_transaction_lock(MigrateLockKind kind, int id);
 extern void migrate_transaction_unlock(MigrateLockKind kind, int id);
 extern bool migrate_transaction_lock_try(MigrateLockKind kind, int id);
+extern bool migrate_lock_is_mine(MigrateLockKind kind, int id);
 
 /* the same for a job worker */
 extern bool migrate_job_lock(int job_id);

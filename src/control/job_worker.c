@@ -49,6 +49,7 @@
 #include "utils/memutils.h"
 
 #include "control/job_worker.h"
+#include "cutover/reverse.h"
 #include "extract/stream.h"
 #include "load/apply.h"
 
@@ -214,12 +215,13 @@ migrate_job_loaders_ended(bool at_once)
 	return false;
 }
 
-/* Likewise with the apply worker. */
+/* Likewise with the apply and reverse workers. */
 static bool
 workers_ended(bool at_once)
 {
 	bool		ended = migrate_apply_stop(at_once);
 
+	ended = migrate_reverse_stop() && ended;
 	return migrate_job_loaders_ended(at_once) && ended;
 }
 
@@ -350,6 +352,17 @@ purge(void)
  * turns
  * ----------------------------------------------------------------
  */
+
+/*
+ * Between both sides: such a job may not fail, pause or be cancelled, for
+ * nobody else would open either side.
+ */
+static bool
+is_switching(const char *state)
+{
+	return strcmp(state, "cutting_over") == 0 || strcmp(state, "rolling_back") == 0;
+}
+
 static MigrateTurn
 turn_by_state(MigrateJob *job)
 {
@@ -360,6 +373,8 @@ turn_by_state(MigrateJob *job)
 		migrate_job_change_state("preparing", NULL);
 		return TURN_AGAIN;
 	}
+	if (is_switching(job->state) || strcmp(job->state, "cut_over") == 0)
+		return migrate_turn_switch(job);
 	if (job->live && migrate_live_begin_turn(job, &resync))
 		return TURN_AGAIN;
 	if (resync)
@@ -380,7 +395,7 @@ static bool
 state_works(const char *state)
 {
 	static const char *const states[] = {"defined", "preparing", "copying", "indexing",
-	"catching_up", "streaming"};
+	"catching_up", "streaming", "cutting_over", "rolling_back", "cut_over"};
 
 	for (int i = 0; i < lengthof(states); i++)
 		if (strcmp(state, states[i]) == 0)
@@ -413,9 +428,9 @@ turn(void)
 	if (!state_works(job->state))
 		return turn_end(job, strcmp(job->state, "copied") != 0 &&
 						strcmp(job->state, "finished") != 0);
-	if (strcmp(job->wanted, "cancel") == 0)
+	if (strcmp(job->wanted, "cancel") == 0 && !is_switching(job->state))
 		return turn_cancel();
-	if (strcmp(job->wanted, "run") != 0)
+	if (strcmp(job->wanted, "run") != 0 && !is_switching(job->state))
 		return turn_pause(job);
 	if (GetCurrentTimestamp() < me.not_before)
 	{
@@ -462,6 +477,7 @@ note_turn_error(ErrorData *edata, const char *sqlstate)
 	lasts = migrate_error_is_transient(sqlstate) ?
 		TimestampDifferenceExceeds(me.error_since, GetCurrentTimestamp(), job->retry_time_ms) :
 		me.equal_errors >= 3;
+	lasts = lasts && !is_switching(job->state);
 	CommitTransactionCommand();
 	if (lasts)
 		migrate_job_fail(sqlstate, edata->message);

@@ -90,6 +90,7 @@ extern bool migrate_live_prepare(MigrateJob *job);
 extern bool migrate_live_begin_turn(MigrateJob *job, bool *resync);
 extern MigrateTurn migrate_turn_catch_up(MigrateJob *job);
 extern MigrateTurn migrate_turn_stream(MigrateJob *job);
+extern MigrateTurn migrate_turn_switch(MigrateJob *job);
 
 /* in resync.c */
 typedef enum MigrateResyncPhase

@@ -44,6 +44,7 @@
 #include "utils/pg_lsn.h"
 
 #include "control/job_worker.h"
+#include "cutover/cutover.h"
 #include "extract/stream.h"
 #include "load/apply.h"
 
@@ -468,4 +469,30 @@ migrate_turn_stream(MigrateJob *job)
 	migrate_worker_phase("stream");
 	pgstat_report_activity(STATE_IDLE, psprintf("watching job %s stream", job->name));
 	return TURN_WAIT;
+}
+
+/*
+ * Cutover, rollback, and the time between them.  Capture goes on, so that a
+ * rollback finds the stream where it was; that it is lost is told when it is
+ * needed again.
+ */
+MigrateTurn
+migrate_turn_switch(MigrateJob *job)
+{
+	migrate_capture_ensure(job);
+	MemoryContextSwitchTo(me.cxt);
+	if (strcmp(job->state, "cut_over") == 0)
+	{
+		migrate_cut_over_turn(job);
+		migrate_worker_phase("cut over");
+		pgstat_report_activity(STATE_IDLE, psprintf("watching job %s, which is cut over", job->name));
+		return TURN_WAIT;
+	}
+	migrate_job_drop_connection();
+	if (strcmp(job->state, "cutting_over") == 0)
+		migrate_apply_ensure(job, me.handle);
+	MemoryContextSwitchTo(me.cxt);
+	migrate_cutover_turn(job);
+	me.changed = true;
+	return TURN_AGAIN;
 }

@@ -127,7 +127,8 @@ migrate_shmem_attach(dsm_handle handle, int job_id, int slot)
 	if (!segment_is_of_job(seg, job_id))
 		return false;
 	migrate_shared = dsm_segment_address(seg);
-	slot_begin(slot, slot == MIGRATE_APPLY_SLOT ? "apply" : "loader");
+	slot_begin(slot, slot == MIGRATE_APPLY_SLOT ? "apply" :
+			   slot == MIGRATE_REVERSE_SLOT ? "reverse" : "loader");
 	return migrate_shared->job_worker_pid != 0;
 }
 
@@ -457,7 +458,7 @@ put_job(ReturnSetInfo *rsinfo, int job_id, int64 handle)
 
 	if (shared == NULL)
 		return;
-	for (int i = 0; i <= MIGRATE_APPLY_SLOT && shared->job_worker_pid != 0; i++)
+	for (int i = 0; i <= MIGRATE_REVERSE_SLOT && shared->job_worker_pid != 0; i++)
 	{
 		MigrateWorkerSlot s;
 

@@ -168,24 +168,24 @@ check_worker(JobNow *now, const char *job, TimestampTz *missing_since)
 				 errhint("Use migrate_resume; with migrate in shared_preload_libraries, jobs go on by themselves after a restart.")));
 }
 
-/* Until something changes, or LOOK_AGAIN ms. */
+/* Until something changes, or so long. */
 static void
-sleep_on(JobNow *now)
+sleep_on(int64 handle, int job_id, long ms)
 {
 	dsm_segment *seg;
-	MigrateShared *shared = migrate_shmem_peek(now->handle, now->job_id, &seg);
+	MigrateShared *shared = migrate_shmem_peek(handle, job_id, &seg);
 
 	if (shared)
 	{
 		ConditionVariablePrepareToSleep(&shared->changed);
-		(void) ConditionVariableTimedSleep(&shared->changed, LOOK_AGAIN, PG_WAIT_EXTENSION);
+		(void) ConditionVariableTimedSleep(&shared->changed, ms, PG_WAIT_EXTENSION);
 		ConditionVariableCancelSleep();
 		migrate_shmem_unpeek(seg);
 	}
 	else
 	{
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 LOOK_AGAIN, PG_WAIT_EXTENSION);
+						 ms, PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 	}
 	CHECK_FOR_INTERRUPTS();
@@ -264,6 +264,28 @@ migrate_wait(PG_FUNCTION_ARGS)
 							job, state, now->state,
 							strcmp(now->wanted, "pause") == 0 ? " and paused" : ""),
 					 now->error ? errdetail_internal("%s", now->error) : 0));
-		sleep_on(now);
+		sleep_on(now->handle, now->job_id, LOOK_AGAIN);
 	}
+}
+
+/*
+ * migrate._await_change(job_id, ms): one sleep, for procedures that look at
+ * what a job worker records.
+ */
+PG_FUNCTION_INFO_V1(migrate_await_change);
+PGDLLEXPORT Datum
+migrate_await_change(PG_FUNCTION_ARGS)
+{
+	int			job_id = PG_GETARG_INT32(0);
+	Oid			type = INT4OID;
+	Datum		arg = Int32GetDatum(job_id);
+	int64		handle;
+
+	migrate_spi_begin();
+	migrate_spi_exec("SELECT shm_handle FROM migrate.job WHERE job_id = $1",
+					 1, &type, &arg, NULL, SPI_OK_SELECT);
+	handle = SPI_processed > 0 ? migrate_spi_int64(0, 0, 0) : 0;
+	migrate_spi_end();
+	sleep_on(handle, job_id, PG_GETARG_INT32(1));
+	PG_RETURN_VOID();
 }

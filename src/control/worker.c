@@ -247,6 +247,16 @@ migrate_transaction_unlock(MigrateLockKind kind, int id)
 	LockRelease(&tag, ExclusiveLock, false);
 }
 
+/* Does this process hold it, as a worker or until its transaction's end? */
+bool
+migrate_lock_is_mine(MigrateLockKind kind, int id)
+{
+	LOCKTAG		tag;
+
+	locktag(&tag, kind, id);
+	return migrate_lock_held_by_me(&tag, ExclusiveLock);
+}
+
 bool
 migrate_job_lock(int job_id)
 {

@@ -127,8 +127,8 @@ find_option(ConnOptions *opts, const char *keyword)
 	" -c lock_timeout=0 -c idle_in_transaction_session_timeout=0"
 
 /* migrate/<job>/<role>, as long as a name may be */
-static char *
-application_name(const char *job, const char *role)
+char *
+migrate_application_name(const char *job, const char *role)
 {
 	char	   *name = psprintf("migrate/%s/%s", job, role);
 	int			len = strlen(name);
@@ -163,7 +163,7 @@ build_options(ConnOptions *opts, ForeignServer *server, ForeignDataWrapper *fdw,
 	add_option_list(opts, fdw->options);
 	add_option_list(opts, server->options);
 	add_option_list(opts, user->options);
-	add_option(opts, "application_name", application_name(job, role));
+	add_option(opts, "application_name", migrate_application_name(job, role));
 	add_option(opts, "client_encoding", encoding ? encoding : GetDatabaseEncodingName());
 	if (encoding)
 	{

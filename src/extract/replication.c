@@ -212,8 +212,13 @@ migrate_replication_start(MigrateConn *conn, MigrateStream *stream, XLogRecPtr l
 	char	   *sql;
 	PGresult   *res;
 
-	sql = psprintf("START_REPLICATION SLOT \"%s\" LOGICAL %X/%X (proto_version '1', publication_names %s)",
-				   stream->slot, LSN_FORMAT_ARGS(lsn), names);
+	/*
+	 * From 15 on an empty transaction is not sent, unless it holds a message:
+	 * the cutover commits one to know where the stream is (P26).
+	 */
+	sql = psprintf("START_REPLICATION SLOT \"%s\" LOGICAL %X/%X (proto_version '1', publication_names %s%s)",
+				   stream->slot, LSN_FORMAT_ARGS(lsn), names,
+				   conn->version >= 140000 ? ", messages 'true'" : "");
 	migrate_remote_start(conn, sql, false);
 	res = migrate_remote_next_result(conn);
 	if (res == NULL)

@@ -1,0 +1,38 @@
+/*
+ * Whether a job's cutover may begin, and what going back would lose.
+ */
+CREATE FUNCTION migrate._readiness()
+RETURNS TABLE (job_id int, go boolean, blockers text[], accepted text[], details jsonb)
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT j.job_id, bool_and(b.name IS NULL OR a.reason IS NOT NULL),
+		   coalesce(array_agg(DISTINCT b.name) FILTER (WHERE b.name IS NOT NULL AND a.reason IS NULL), '{}'),
+		   coalesce(array_agg(DISTINCT b.name) FILTER (WHERE a.reason IS NOT NULL), '{}'),
+		   coalesce(jsonb_agg(to_jsonb(b)) FILTER (WHERE b.name IS NOT NULL), '[]')
+	FROM migrate.job j
+	LEFT JOIN LATERAL migrate._blockers(j) b ON true
+	LEFT JOIN migrate.acceptance a ON a.job_id = j.job_id AND a.check_name = 'cutover' AND a.object = b.name
+	WHERE j.capture = 'logical' AND j.state NOT IN ('finished', 'cut_over', 'cutting_over')
+	GROUP BY j.job_id
+$$;
+COMMENT ON FUNCTION migrate._readiness() IS 'blockers of the cutover of every job that follows its source live';
+
+CREATE VIEW migrate.readiness WITH (security_invoker = true) AS
+	SELECT j.job, r.go, r.blockers, r.accepted,
+		   p.pause AS predicted_pause, p.ended_at AS measured_at,
+		   b.obstacles IS NULL AS rollback_possible,
+		   coalesce('everything written here after the opening: ' || b.obstacles, l.lost) AS rollback_loses,
+		   r.details
+	FROM migrate._readiness() r
+	JOIN migrate.job j USING (job_id)
+	LEFT JOIN LATERAL (SELECT c.pause, c.ended_at FROM migrate.cutover c
+					   WHERE c.job_id = j.job_id AND c.direction = 'forward' AND c.pause IS NOT NULL AND c.error IS NULL
+					   ORDER BY c.cutover_id DESC LIMIT 1) p ON true
+	LEFT JOIN LATERAL (SELECT string_agg(o.object || ': ' || o.detail, '; ') AS obstacles
+					   FROM migrate._reverse_obstacles(j.job_id) o) b ON true
+	LEFT JOIN LATERAL (SELECT string_agg(format('%s of %s', array_to_string(i.lost, ', '), m.target), '; ') AS lost
+					   FROM migrate.inverse i JOIN migrate.mapping m USING (mapping_id)
+					   WHERE i.job_id = j.job_id AND i.lost <> '{}') l ON true;
+COMMENT ON VIEW migrate.readiness IS
+'one row a job that follows its source live: whether its cutover may begin, what blocks it, what was accepted (migrate_accept with check ''cutover''), the pause as the last rehearsal or cutover measured it, and what going back would lose. Asks the sources';

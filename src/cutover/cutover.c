@@ -1,0 +1,653 @@
+/*-------------------------------------------------------------------------
+ *
+ * cutover.c
+ *	  The cutover, step by step, in the job worker.
+ *
+ *	  prechecks -> guard -> reverse -> arm -> lag -> fence -> drain -> check -> sequences
+ *	  -> commit -> open
+ *	  |-- the application writes --|-- it waits -------------------------|
+ *
+ * Up to "commit" nothing has happened that the source would remember but for
+ * triggers that let everything through: the fence is an open transaction there
+ * (fence.c).  So whatever goes wrong before, an error, a lost connection, the
+ * death of this process or server, ends in the same way: the source rolls back
+ * and is open, and streaming goes on.  "commit" is written down durably before
+ * COMMIT is sent; who finds it begun and the cutover not done looks whether the
+ * fence is there, and if so goes on forward (P25).
+ *
+ *	  crash		before "commit" began	after it began
+ *	  ours		undone					fence there: open; not there: undone
+ *	  source's	undone					the same, when it is back
+ *
+ * Between the fence's commit and the opening neither side takes writes: the
+ * time of one transaction here.  If the source cannot be reached then, it is
+ * asked again and again, and the job does not become failed: nobody else could
+ * open either side.
+ *
+ * Runs in the job worker, states cutting_over and cut_over, outside a
+ * transaction; each record of a step is one of its own, so that the client, who
+ * only looks at them, may go away at any time.  Locks here: ALTER TABLE's of the
+ * guards (guard.c), for a moment.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cutover/cutover.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+
+#include "control/job_worker.h"
+#include "cutover/driver.h"
+#include "cutover/reverse.h"
+#include "extract/extract.h"
+#include "load/apply.h"
+
+/* how long the reverse worker may take to leave, ms */
+#define DISARM_PATIENCE 10000
+
+/* P33: the fence is looked for so often while cut over, ms */
+#define FENCE_WATCH 10000
+
+/* While cut over; nothing of it matters after a crash. */
+static struct
+{
+	TimestampTz next;
+	bool		missing;		/* told */
+}			watch;
+
+/* ----------------------------------------------------------------
+ * time
+ * ----------------------------------------------------------------
+ */
+
+int64
+migrate_cutover_ms_since(TimestampTz since)
+{
+	return TimestampDifferenceMilliseconds(since, GetCurrentTimestamp());
+}
+
+/* max_downtime is over: an error, which undoes everything. */
+void
+migrate_cutover_deadline(Cutover *c)
+{
+	if (c->paused_at == 0 || migrate_cutover_ms_since(c->paused_at) < c->row->max_downtime_ms)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_QUERY_CANCELED),
+			 errmsg("the application has waited for %lld ms, longer than max_downtime",
+					(long long) migrate_cutover_ms_since(c->paused_at)),
+			 errhint("Give more time, or find out what the slowest step waits for: see migrate.cutover_steps.")));
+}
+
+/* Sleep until woken or so long; interruptible. */
+void
+migrate_cutover_doze(long ms)
+{
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 ms, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+static XLogRecPtr
+applied_lsn(void)
+{
+	XLogRecPtr	lsn;
+
+	SpinLockAcquire(&migrate_shared->mutex);
+	lsn = migrate_shared->live.applied_lsn;
+	SpinLockRelease(&migrate_shared->mutex);
+	return lsn;
+}
+
+/* ----------------------------------------------------------------
+ * steps before the pause
+ * ----------------------------------------------------------------
+ */
+
+/* Connections and the list of tables; readiness was judged when it was asked. */
+static char *
+step_prechecks(Cutover *c)
+{
+	StartTransactionCommand();
+	MemoryContextSwitchTo(c->row->mcxt);
+	c->conn = migrate_connect(c->job->server, c->job->owner, c->job->name, "cutover",
+							  c->job->connect_timeout_s);
+	c->fence_conn = migrate_connect(c->job->server, c->job->owner, c->job->name, MIGRATE_FENCE_ROLE,
+									c->job->connect_timeout_s);
+	c->fence = migrate_fence_create(c->job, c->fence_conn);
+	migrate_fence_record(c->fence);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(c->row->mcxt);
+	if (c->fence->nleaves == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("job \"%s\" has no table on its source that could be fenced",
+						c->job->name)));
+	return psprintf("%d tables", c->fence->nleaves);
+}
+
+static char *
+step_guard(Cutover *c)
+{
+	int64		n = migrate_cutover_call(c->row, "SELECT migrate._arm_guards($1)");
+
+	return psprintf("%lld tables got a guard", (long long) n);
+}
+
+/*
+ * P29: the way back is armed before the fence, since its slot waits for
+ * whoever has a transaction open here.  Without one the cutover goes on, as
+ * readiness has said.
+ */
+static char *
+step_reverse(Cutover *c)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+
+	if (migrate_cutover_call(c->row, "SELECT migrate._arm_reverse($1)") == 0)
+		return pstrdup("no way back, see migrate.readiness");
+	while (migrate_cutover_call(c->row, "SELECT migrate._reverse_state($1)") == 0)
+	{
+		if (migrate_cutover_ms_since(begin) > c->row->lag_timeout_ms)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the slot for the way back could not be made within %lld ms",
+							(long long) c->row->lag_timeout_ms),
+					 errdetail("Making it waits for every transaction that is open on this server."),
+					 errhint("See pg_stat_activity for old transactions, and migrate.workers for an error of the worker \"reverse\".")));
+		migrate_reverse_ensure(c->job, me.handle);
+		migrate_cutover_doze(CUTOVER_LOOK_AGAIN * 5);
+	}
+	return pstrdup("armed");
+}
+
+static char *
+step_arm(Cutover *c)
+{
+	int			made = migrate_fence_arm(c->fence, c->row->lock_ms);
+
+	return psprintf("%d tables got triggers", made);
+}
+
+/* The source's insert position, without waiting for anything. */
+XLogRecPtr
+migrate_cutover_source_position(MigrateConn *conn)
+{
+	char	   *text = migrate_exec_value(conn, "SELECT pg_catalog.pg_current_wal_insert_lsn()");
+
+	return DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(text)));
+}
+
+/*
+ * P26: what was decoded is sent when it is flushed; a durable commit of ours
+ * flushes, and is a place in the stream that is not idle.
+ */
+static void
+force_flush(MigrateConn *conn)
+{
+	PQclear(migrate_exec(conn, "BEGIN; SET LOCAL synchronous_commit = on;"
+						 " SELECT pg_catalog.pg_logical_emit_message(true, 'migrate', 'drain'); COMMIT"));
+}
+
+/* Until everything before a position is applied here. */
+static void
+wait_applied(Cutover *c, XLogRecPtr lsn)
+{
+	while (applied_lsn() < lsn)
+	{
+		migrate_cutover_deadline(c);
+		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
+	}
+}
+
+/* A connection, and the fence over it. */
+void
+migrate_cutover_connect(Cutover *c)
+{
+	StartTransactionCommand();
+	MemoryContextSwitchTo(c->row->mcxt);
+	c->conn = migrate_connect(c->job->server, c->job->owner, c->job->name, "cutover",
+							  c->job->connect_timeout_s);
+	c->fence = migrate_fence_create(c->job, c->conn);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(c->row->mcxt);
+}
+
+/*
+ * Follow closely before the application is made to wait: what it takes to
+ * apply up to the position of now, twice.
+ */
+static char *
+step_lag(Cutover *c)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+	int64		took = 0;
+
+	for (int i = 0; i < 2; i++)
+	{
+		TimestampTz t = GetCurrentTimestamp();
+		XLogRecPtr	lsn = migrate_cutover_source_position(c->conn);
+
+		force_flush(c->conn);
+		while (applied_lsn() < lsn)
+		{
+			if (migrate_cutover_ms_since(begin) > c->row->lag_timeout_ms)
+				ereport(ERROR,
+						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+						 errmsg("the target is too far behind for a cutover"),
+						 errdetail("It has not reached the source's position %X/%X after %lld ms.",
+								   LSN_FORMAT_ARGS(lsn), (long long) migrate_cutover_ms_since(begin)),
+						 errhint("See migrate.lag; try again when it has caught up.")));
+			migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
+		}
+		took = migrate_cutover_ms_since(t);
+	}
+	if (took > c->row->max_downtime_ms)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("draining would take %lld ms, longer than max_downtime", (long long) took),
+				 errhint("See migrate.lag; try again when the source writes less, or give more time.")));
+	return psprintf("%lld ms behind", (long long) took);
+}
+
+/* ----------------------------------------------------------------
+ * steps within the pause
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * P25: short tries, so that a writer never waits long behind us.  The blockers
+ * of each try are told.
+ */
+static char *
+step_fence(Cutover *c)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+	long		pause = CUTOVER_LOCK_PAUSE;
+	int			tries = 1;
+	char	   *blockers;
+
+	for (;; tries++)
+	{
+		c->paused_at = GetCurrentTimestamp();
+		if (migrate_fence_lock(c->fence, Min(c->row->lock_ms, c->row->max_downtime_ms),
+							   c->row->max_downtime_ms, &blockers))
+			break;
+		c->paused_at = 0;
+		migrate_cutover_event(c->row, "warning", "fence",
+							  "the source's tables could not be locked within %d ms (try %d): %s",
+							  c->row->lock_ms, tries, blockers);
+		if (migrate_cutover_ms_since(begin) + pause > c->row->fence_timeout_ms)
+			ereport(ERROR,
+					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					 errmsg("the source's tables could not be locked in %d tries", tries),
+					 errdetail_internal("In the way: %s.", blockers),
+					 errhint("End these transactions, or try again at a quieter time.")));
+		migrate_cutover_doze(pause);
+		pause = Min(pause * 2, CUTOVER_LOCK_MAX_PAUSE);
+	}
+	migrate_fault("cutover-locked");
+	migrate_fence_close(c->fence, c->row->digest, c->row->new_home);
+	return psprintf("%d tables, %d %s", c->fence->nleaves, tries, tries == 1 ? "try" : "tries");
+}
+
+static char *
+step_drain(Cutover *c)
+{
+	XLogRecPtr	lsn = migrate_cutover_source_position(c->fence_conn);
+
+	force_flush(c->conn);
+	wait_applied(c, lsn);
+	migrate_cutover_note_lsn(c->row, lsn);
+	return psprintf("up to %X/%X", LSN_FORMAT_ARGS(lsn));
+}
+
+/* P2 under the fence, and what else must be so. */
+static char *
+step_check(Cutover *c)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+
+	StartTransactionCommand();
+	migrate_drift_refuse(c->job, NIL, c->fence_conn);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(mcxt);
+	(void) migrate_cutover_call(c->row, "SELECT 0 FROM migrate._cutover_check($1)");
+	migrate_cutover_deadline(c);
+	return NULL;
+}
+
+static char *
+step_sequences(Cutover *c)
+{
+	int64		n = migrate_cutover_call(c->row, "SELECT migrate._set_sequences($1)");
+
+	migrate_cutover_deadline(c);
+	return psprintf("%lld sequences", (long long) n);
+}
+
+/* The record of this step was made durable before we come here. */
+static char *
+step_commit(Cutover *c)
+{
+	migrate_cutover_deadline(c);
+	c->committing = true;
+	migrate_fault("cutover-commit");
+	migrate_fence_commit(c->fence);
+	migrate_fault("cutover-committed");
+	c->fence->conn = c->conn;
+	if (migrate_fence_look(c->fence, c->row->digest) != MIGRATE_FENCE_CLOSED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the fence is not on the source after its commit")));
+	return NULL;
+}
+
+/* One transaction: guards off, cutover done, state cut_over. */
+static char *
+step_open(Cutover *c)
+{
+	migrate_cutover_open(c->row, c->paused_at);
+	migrate_fault("cutover-opened");
+	return NULL;
+}
+
+static const struct
+{
+	const char *name;
+	char	   *(*run) (Cutover *c);
+	bool		in_pause;
+	const char *hook_before;
+	const char *hook_after;
+}			steps[] =
+
+{
+	{"prechecks", step_prechecks, false, NULL, NULL},
+	{"guard", step_guard, false, NULL, NULL},
+	{"reverse", step_reverse, false, NULL, NULL},
+	{"arm", step_arm, false, NULL, NULL},
+	{"lag", step_lag, false, NULL, NULL},
+	{"fence", step_fence, true, "before_fence", "after_fence"},
+	{"drain", step_drain, true, NULL, NULL},
+	{"check", step_check, true, NULL, NULL},
+	{"sequences", step_sequences, true, NULL, "before_open"},
+	{"commit", step_commit, true, NULL, NULL},
+	{"open", step_open, true, NULL, NULL},
+};
+
+/* ----------------------------------------------------------------
+ * the driver
+ * ----------------------------------------------------------------
+ */
+
+/* The rehearsal ends before the commit: with it the source would be closed. */
+static bool
+stops_before(Cutover *c, const char *step)
+{
+	const char *at = c->row->stop_before;
+
+	return at && (strcmp(at, step) == 0 ||
+				  (strcmp(at, "open") == 0 && strcmp(step, "commit") == 0));
+}
+
+void
+migrate_cutover_run_hooks(Cutover *c, const char *phase)
+{
+	if (phase)
+		migrate_cutover_hooks(c->row, phase, c->conn,
+							  c->paused_at == 0 ? c->row->gate_timeout_ms :
+							  Max(0, c->row->max_downtime_ms - migrate_cutover_ms_since(c->paused_at)));
+}
+
+/* True when it is done, false when it stopped where it was to stop. */
+static bool
+run_steps(Cutover *c)
+{
+	for (int i = 0; i < lengthof(steps); i++)
+	{
+		char	   *detail;
+
+		MemoryContextSwitchTo(c->row->mcxt);
+		if (stops_before(c, steps[i].name))
+			return false;
+		migrate_cutover_run_hooks(c, steps[i].hook_before);
+		migrate_cutover_step_begin(c->row, steps[i].name, steps[i].in_pause,
+								   steps[i].run == step_commit);
+		migrate_fault(psprintf("cutover-%s", steps[i].name));
+		detail = steps[i].run(c);
+		migrate_cutover_step_end(c->row, "done", detail);
+		migrate_cutover_run_hooks(c, steps[i].hook_after);
+	}
+	return true;
+}
+
+void
+migrate_cutover_hang_up(Cutover *c)
+{
+	if (c->fence_conn)
+		migrate_disconnect(c->fence_conn);
+	if (c->conn)
+		migrate_disconnect(c->conn);
+	c->conn = c->fence_conn = NULL;
+}
+
+/* What was armed for the way back is not needed while we follow. */
+static void
+disarm_reverse(Cutover *c)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+
+	while (!migrate_reverse_stop() && migrate_cutover_ms_since(begin) < DISARM_PATIENCE)
+		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
+	(void) migrate_cutover_call(c->row, "SELECT count(*) FROM migrate._disarm_reverse($1)");
+}
+
+/* Undone: what is left to say.  The source is open again at the latest now. */
+static void
+give_up(Cutover *c, ErrorData *edata)
+{
+	TimestampTz paused_at = c->paused_at;
+
+	if (c->fence_conn && c->fence && c->paused_at != 0)
+		migrate_fence_rollback(c->fence);
+	migrate_cutover_hang_up(c);
+	migrate_cutover_undone(c->row, edata, paused_at);
+	disarm_reverse(c);
+	migrate_cutover_hooks(c->row, "undone", NULL, 0);
+}
+
+/*
+ * After "commit" has begun, by us or by a worker before us: is the fence
+ * there?  Throws when the source does not answer.
+ */
+static bool
+fence_is_there(Cutover *c)
+{
+	MigrateFenceState state;
+
+	migrate_cutover_hang_up(c);
+	migrate_cutover_connect(c);
+	migrate_fence_end_others(c->fence);
+	state = migrate_fence_look(c->fence, c->row->digest);
+	return state == MIGRATE_FENCE_CLOSED;
+}
+
+/* Carry on or undo what had come to its commit. */
+static void
+settle(Cutover *c, ErrorData *edata)
+{
+	if (!fence_is_there(c))
+	{
+		give_up(c, edata);
+		return;
+	}
+	migrate_cutover_step_begin(c->row, "open", true, false);
+	migrate_cutover_open(c->row, c->row->paused_at);
+	migrate_cutover_run_hooks(c, "after_open");
+	migrate_cutover_hang_up(c);
+}
+
+/*
+ * A turn of the job worker in state cutting_over; it lasts as long as the
+ * cutover.  Throws only when the source does not answer the question whether
+ * it is fenced: try again.
+ */
+void
+migrate_cutover_turn(MigrateJob *job)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	Cutover		c = {.job = job};
+	ErrorData  *volatile edata = NULL;
+	volatile bool done = false;
+
+	c.row = migrate_cutover_load(job);
+	if (c.row == NULL)
+	{
+		/* somebody has set the state by hand */
+		migrate_cutover_back_to_streaming(job);
+		return;
+	}
+	if (!c.row->forward)
+	{
+		migrate_rollback_turn(&c);
+		return;
+	}
+	if (c.row->commit_begun)
+	{
+		settle(&c, NULL);
+		return;
+	}
+	if (c.row->running)
+	{
+		give_up(&c, NULL);
+		return;
+	}
+	PG_TRY();
+	{
+		done = run_steps(&c);
+	}
+	PG_CATCH();
+	{
+		edata = migrate_recover(mcxt);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(mcxt);
+	if (done)
+	{
+		migrate_cutover_run_hooks(&c, "after_open");
+		migrate_cutover_hang_up(&c);
+	}
+	else if (c.committing)
+		settle(&c, edata);
+	else
+		give_up(&c, edata);
+}
+
+/* ----------------------------------------------------------------
+ * afterwards
+ * ----------------------------------------------------------------
+ */
+
+static bool
+there_is_a_way_back(MigrateJob *job)
+{
+	Oid			type = INT4OID;
+	Datum		value = Int32GetDatum(job->job_id);
+	bool		found;
+
+	StartTransactionCommand();
+	migrate_spi_begin();
+	migrate_spi_exec("SELECT FROM migrate.reverse WHERE job_id = $1 AND state <> 'lost'",
+					 1, &type, &value, NULL, SPI_OK_SELECT);
+	found = SPI_processed > 0;
+	migrate_spi_end();
+	CommitTransactionCommand();
+	return found;
+}
+
+/* Is the source fenced by the cutover that opened us?  NULL: no such cutover. */
+static char *
+fence_digest_of(MigrateJob *job)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	Oid			type = INT4OID;
+	Datum		value = Int32GetDatum(job->job_id);
+	char	   *digest = NULL;
+
+	migrate_spi_begin();
+	migrate_spi_exec("SELECT digest FROM migrate.cutover WHERE job_id = $1"
+					 " AND direction = 'forward' AND state = 'done'"
+					 " ORDER BY cutover_id DESC LIMIT 1",
+					 1, &type, &value, NULL, SPI_OK_SELECT);
+	if (SPI_processed > 0)
+		digest = MemoryContextStrdup(mcxt, migrate_spi_text(0, 0));
+	migrate_spi_end();
+	MemoryContextSwitchTo(mcxt);
+	return digest;
+}
+
+/* P33: told once when it goes, and once when it is back. */
+static void
+tell_fence(MigrateJob *job, bool there)
+{
+	if (there == !watch.missing)
+		return;
+	watch.missing = !there;
+	if (there)
+		migrate_event(job->job_id, "info", "fence", "the fence is on the source again");
+	else
+		migrate_event(job->job_id, "alert", "fence",
+					  "the fence is not on the source any more: both sides may be written to");
+}
+
+/*
+ * A turn of the job worker in state cut_over, outside a transaction.  A source
+ * that does not answer is no alarm: it takes no writes either.
+ */
+void
+migrate_cut_over_turn(MigrateJob *job)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+
+	(void) migrate_apply_stop(false);
+	if (there_is_a_way_back(job))
+		migrate_reverse_ensure(job, me.handle);
+	MemoryContextSwitchTo(mcxt);
+	if (GetCurrentTimestamp() < watch.next)
+		return;
+	watch.next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FENCE_WATCH);
+	PG_TRY();
+	{
+		char	   *digest;
+
+		StartTransactionCommand();
+		digest = fence_digest_of(job);
+		if (digest)
+		{
+			MigrateConn *conn = migrate_connect(job->server, job->owner, job->name, "watch",
+												job->connect_timeout_s);
+			MigrateFence *fence = migrate_fence_create(job, conn);
+
+			tell_fence(job, migrate_fence_look(fence, digest) == MIGRATE_FENCE_CLOSED);
+			migrate_disconnect(conn);
+		}
+		CommitTransactionCommand();
+	}
+	PG_CATCH();
+	{
+		(void) migrate_recover(mcxt);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(mcxt);
+}

@@ -1,0 +1,266 @@
+/*-------------------------------------------------------------------------
+ *
+ * decode.c
+ *	  Logical decoding of this server's own WAL, in this process (P31): no
+ *	  connection to ourselves, no second process.
+ *
+ * The output plugin is pgoutput, so what comes out are the messages that the
+ * forward stream has as well.  They are kept in a tuplestore, which spills to
+ * disk, and read when decoding has returned: pgoutput calls us under a historic
+ * snapshot, where nothing else may be done.
+ *
+ * The context is made inside a transaction on purpose.  Made outside one, core
+ * marks the process as one whose snapshots hold nothing back
+ * (PROC_IN_LOGICAL_DECODING), and ours does: it also runs mappings.
+ *
+ * Process: reverse worker.  Locks: the slot.  A crash leaves the slot where it
+ * was confirmed last, and the same messages come again; what is made of them
+ * is idempotent.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "cutover/reverse.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlogreader.h"
+#include "access/xlogutils.h"
+#include "catalog/pg_type.h"
+#include "executor/tuptable.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "nodes/value.h"
+#include "replication/decode.h"
+#include "replication/logical.h"
+#include "replication/slot.h"
+#include "utils/builtins.h"
+#include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+#define PLUGIN "pgoutput"
+
+/* messages beyond this spill to disk, kB */
+#define STORE_KB (16 * 1024)
+
+struct MigrateDecoder
+{
+	LogicalDecodingContext *ctx;
+	MemoryContext mcxt;
+	ResourceOwner owner;
+	TupleDesc	desc;			/* one column, bytea */
+	TupleTableSlot *slot;
+	Tuplestorestate *store;
+	int64		bytes;			/* in it */
+	bool		open;			/* in the middle of a transaction */
+	XLogRecPtr	decoded;		/* everything that ended before it is in it */
+};
+
+static XLogReaderRoutine routine = {
+	.page_read = read_local_xlog_page,
+	.segment_open = wal_segment_open,
+	.segment_close = wal_segment_close
+};
+
+/* ----------------------------------------------------------------
+ * the slot
+ * ----------------------------------------------------------------
+ */
+void
+migrate_decoder_make_slot(const char *slot)
+{
+	LogicalDecodingContext *ctx;
+
+	StartTransactionCommand();
+	CheckLogicalDecodingRequirements();
+	migrate_slot_create(slot);
+	PG_TRY();
+	{
+		ctx = CreateInitDecodingContext(PLUGIN, NIL, false, InvalidXLogRecPtr,
+										&routine, NULL, NULL, NULL);
+		DecodingContextFindStartpoint(ctx);
+		FreeDecodingContext(ctx);
+		ReplicationSlotPersist();
+	}
+	PG_CATCH();
+	{
+		/* it is ephemeral: releasing drops it */
+		ReplicationSlotRelease();
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	ReplicationSlotRelease();
+	CommitTransactionCommand();
+}
+
+/* ----------------------------------------------------------------
+ * callbacks of the output plugin
+ * ----------------------------------------------------------------
+ */
+static void
+prepare_write(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
+{
+	resetStringInfo(ctx->out);
+}
+
+static void
+take_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
+{
+	MigrateDecoder *decoder = ctx->output_writer_private;
+	MemoryContext old = MemoryContextSwitchTo(decoder->mcxt);
+	bytea	   *message = palloc(VARHDRSZ + ctx->out->len);
+	Datum		value = PointerGetDatum(message);
+	bool		isnull = false;
+
+	SET_VARSIZE(message, VARHDRSZ + ctx->out->len);
+	memcpy(VARDATA(message), ctx->out->data, ctx->out->len);
+	tuplestore_putvalues(decoder->store, decoder->desc, &value, &isnull);
+	pfree(message);
+	decoder->bytes += ctx->out->len;
+	if (ctx->out->len > 0 && ctx->out->data[0] == 'B')
+		decoder->open = true;
+	else if (ctx->out->len > 0 && ctx->out->data[0] == 'C')
+		decoder->open = false;
+	MemoryContextSwitchTo(old);
+}
+
+/* ----------------------------------------------------------------
+ * reading
+ * ----------------------------------------------------------------
+ */
+static void
+open_store(MigrateDecoder *decoder)
+{
+	/* across transactions: each transaction that is decoded is one */
+	decoder->store = tuplestore_begin_heap(false, true, STORE_KB);
+	decoder->bytes = 0;
+}
+
+MigrateDecoder *
+migrate_decoder_open(const char *slot, const char *publication)
+{
+	MigrateDecoder *decoder = palloc0(sizeof(MigrateDecoder));
+	List	   *options = list_make2(makeDefElem("proto_version", (Node *) makeString("1"), -1),
+									 makeDefElem("publication_names",
+												 (Node *) makeString(pstrdup(quote_identifier(publication))), -1));
+
+	decoder->mcxt = CurrentMemoryContext;
+	decoder->owner = ResourceOwnerCreate(NULL, "migrate decoder");
+	decoder->desc = CreateTemplateTupleDesc(1);
+	TupleDescInitEntry(decoder->desc, 1, "message", BYTEAOID, -1, 0);
+	decoder->slot = MakeSingleTupleTableSlot(decoder->desc, &TTSOpsMinimalTuple);
+	open_store(decoder);
+	migrate_slot_acquire(slot);
+	decoder->ctx = CreateDecodingContext(InvalidXLogRecPtr, options, false, &routine,
+										 prepare_write, take_message, NULL);
+	decoder->ctx->output_writer_private = decoder;
+	/* entries of now are none of then */
+	InvalidateSystemCaches();
+	XLogBeginRead(decoder->ctx->reader, MyReplicationSlot->data.restart_lsn);
+	decoder->decoded = MyReplicationSlot->data.confirmed_flush;
+	return decoder;
+}
+
+/*
+ * After an error nothing of core's context can be relied on but what holds
+ * files; its memory goes with its parent.
+ */
+void
+migrate_decoder_close(MigrateDecoder *decoder, bool failed)
+{
+	if (!failed)
+	{
+		FreeDecodingContext(decoder->ctx);
+		ReplicationSlotRelease();
+	}
+	else if (decoder->ctx->reader->seg.ws_file >= 0)
+		wal_segment_close(decoder->ctx->reader);
+	tuplestore_end(decoder->store);
+	ResourceOwnerRelease(decoder->owner, RESOURCE_RELEASE_BEFORE_LOCKS, false, true);
+	ResourceOwnerRelease(decoder->owner, RESOURCE_RELEASE_LOCKS, false, true);
+	ResourceOwnerRelease(decoder->owner, RESOURCE_RELEASE_AFTER_LOCKS, false, true);
+	ResourceOwnerDelete(decoder->owner);
+}
+
+/*
+ * A record that begins before the flushed end is flushed as a whole, so the
+ * page reader never waits.
+ */
+XLogRecPtr
+migrate_decoder_read(MigrateDecoder *decoder, int64 bytes)
+{
+	LogicalDecodingContext *ctx = decoder->ctx;
+	ResourceOwner old = CurrentResourceOwner;
+	XLogRecPtr	end = GetFlushRecPtr(NULL);
+
+	CurrentResourceOwner = decoder->owner;
+	while (ctx->reader->EndRecPtr < end && (decoder->bytes < bytes || decoder->open))
+	{
+		char	   *error = NULL;
+		XLogRecord *record = XLogReadRecord(ctx->reader, &error);
+
+		if (error)
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("could not read this server's WAL for the way back: %s", error)));
+		if (record)
+			LogicalDecodingProcessRecord(ctx, ctx->reader);
+		CHECK_FOR_INTERRUPTS();
+	}
+	CurrentResourceOwner = old;
+	if (ctx->reader->EndRecPtr > decoder->decoded)
+		decoder->decoded = ctx->reader->EndRecPtr;
+	return decoder->decoded;
+}
+
+bool
+migrate_decoder_next(MigrateDecoder *decoder, const char **data, int *len)
+{
+	bool		isnull;
+	struct varlena *message;
+
+	if (!tuplestore_gettupleslot(decoder->store, true, false, decoder->slot))
+		return false;
+	message = (struct varlena *) DatumGetPointer(slot_getattr(decoder->slot, 1, &isnull));
+	*data = VARDATA_ANY(message);
+	*len = VARSIZE_ANY_EXHDR(message);
+	return true;
+}
+
+bool
+migrate_decoder_empty(MigrateDecoder *decoder)
+{
+	return decoder->bytes == 0;
+}
+
+void
+migrate_decoder_forget(MigrateDecoder *decoder)
+{
+	MemoryContext old = MemoryContextSwitchTo(decoder->mcxt);
+
+	ExecClearTuple(decoder->slot);
+	tuplestore_end(decoder->store);
+	open_store(decoder);
+	MemoryContextSwitchTo(old);
+}
+
+void
+migrate_decoder_confirm(MigrateDecoder *decoder, XLogRecPtr lsn)
+{
+	if (lsn <= MyReplicationSlot->data.confirmed_flush)
+		return;
+	LogicalConfirmReceivedLocation(lsn);
+	ReplicationSlotMarkDirty();
+	ReplicationSlotSave();
+}
+
+int64
+migrate_decoder_retained(MigrateDecoder *decoder)
+{
+	XLogRecPtr	now = GetXLogWriteRecPtr();
+	XLogRecPtr	restart = MyReplicationSlot->data.restart_lsn;
+
+	return now > restart ? (int64) (now - restart) : 0;
+}

@@ -1,0 +1,46 @@
+/*-------------------------------------------------------------------------
+ *
+ * driver.h
+ *	  What the two directions of the driver share: cutover.c and rollback.c.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef MIGRATE_DRIVER_H
+#define MIGRATE_DRIVER_H
+
+#include "cutover/cutover.h"
+#include "cutover/steps.h"
+
+typedef struct Cutover
+{
+	MigrateCutover *row;
+	MigrateJob *job;
+	MigrateConn *fence_conn;	/* forward: its transaction is the fence */
+	MigrateConn *conn;			/* everything else on the source */
+	MigrateFence *fence;
+	TimestampTz paused_at;		/* the application waits since; 0: it does not */
+	bool		committing;		/* COMMIT may have been sent */
+} Cutover;
+
+/* in cutover.c */
+extern int64 migrate_cutover_ms_since(TimestampTz since);
+extern void migrate_cutover_deadline(Cutover *c);
+extern void migrate_cutover_doze(long ms);
+extern void migrate_cutover_connect(Cutover *c);
+extern void migrate_cutover_hang_up(Cutover *c);
+extern void migrate_cutover_run_hooks(Cutover *c, const char *phase);
+extern XLogRecPtr migrate_cutover_source_position(MigrateConn *conn);
+
+/* in rollback.c */
+extern void migrate_rollback_turn(Cutover *c);
+
+/* between two looks at positions in shared memory that nobody wakes us for, ms */
+#define CUTOVER_LOOK_AGAIN 2
+
+/* between tries to lock, ms: at first, at most */
+#define CUTOVER_LOCK_PAUSE 200
+#define CUTOVER_LOCK_MAX_PAUSE 5000
+
+#endif							/* MIGRATE_DRIVER_H */

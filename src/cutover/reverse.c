@@ -1,0 +1,662 @@
+/*-------------------------------------------------------------------------
+ *
+ * reverse.c
+ *	  The reverse worker: what the application changes here after the cutover,
+ *	  into the source, as it happens (P29 to P31).
+ *
+ *	  arming	make the slot, before the source is fenced
+ *	  armed		decode; until the target is opened all of it is thrown away
+ *	  opened	decode -> net effect per key -> inverse mapping -> source
+ *
+ * What is applied commits on the source first, then here (dead letters), then
+ * the slot is confirmed.  A crash in between repeats the changes, and every
+ * statement is idempotent: nothing is lost and nothing is there twice.
+ *
+ * What committed here before reverse.open_lsn is migrate's own work and not
+ * the application's (P29); what the forward stream brings after a rollback is
+ * cut by position as well (P30), for this worker does not live then.
+ *
+ * Process: background worker "migrate reverse", as the job's owner, one a job
+ * that is being cut over or is cut over; started by the job worker, which reads
+ * its position in MigrateShared.live.  Locks: the session lock (P22), the slot.
+ * It looks at the WAL's flushed end every few milliseconds while cut over,
+ * since nothing here tells when somebody commits.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "replication/slot.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+
+#include "control/control.h"
+#include "cutover/cutover.h"
+#include "cutover/reverse.h"
+#include "cutover/reverse_table.h"
+#include "extract/extract.h"
+
+PGDLLEXPORT void migrate_reverse_main(Datum main_arg);
+
+/* messages of one batch */
+#define BATCH_BYTES (8 * 1024 * 1024)
+
+/* the flushed end is looked at so often, ms */
+#define LOOK_AGAIN 5
+
+/* an idle slot is confirmed so often, ms */
+#define CONFIRM_INTERVAL 1000
+
+typedef struct ReverseWorker
+{
+	int			job_id;
+	MemoryContext session;		/* made anew after an error */
+	MemoryContext batch;		/* of a batch */
+	MigrateJob *job;
+	char	   *publication;
+	char	   *slot;
+	char	   *token;			/* of the fence that we write past */
+	XLogRecPtr	open_lsn;		/* invalid: not opened */
+	int64		max_wal;		/* 0: no limit */
+	MigrateConn *conn;
+	MigrateDecoder *decoder;
+	HTAB	   *tables;
+	MigrateMessage msg;
+	TimestampTz confirmed_at;
+} ReverseWorker;
+
+static ReverseWorker worker;
+static BackgroundWorkerHandle *handle = NULL;	/* in the job worker */
+static TimestampTz not_before = 0;
+
+/* ----------------------------------------------------------------
+ * the job worker's side
+ * ----------------------------------------------------------------
+ */
+void
+migrate_reverse_ensure(MigrateJob *job, dsm_handle shm)
+{
+	BackgroundWorker bgw;
+	MigrateLoaderArgs args = {
+		.database = MyDatabaseId,
+		.owner = job->owner,
+		.job_id = job->job_id,
+		.handle = shm,
+		.slot = MIGRATE_REVERSE_SLOT,
+	};
+	MemoryContext old;
+	pid_t		pid;
+
+	if (handle && GetBackgroundWorkerPid(handle, &pid) != BGWH_STOPPED)
+		return;
+	if (handle)
+	{
+		pfree(handle);
+		handle = NULL;
+		memset(&migrate_shared->slots[MIGRATE_REVERSE_SLOT], 0, sizeof(MigrateWorkerSlot));
+		not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MIGRATE_NAP);
+	}
+	if (GetCurrentTimestamp() < not_before)
+		return;
+	migrate_shared->live.reverse_stop = false;
+	old = MemoryContextSwitchTo(TopMemoryContext);
+	migrate_worker_describe(&bgw, "migrate reverse", job->name, "migrate_reverse_main");
+	memcpy(bgw.bgw_extra, &args, sizeof(args));
+	bgw.bgw_notify_pid = MyProcPid;
+	if (!RegisterDynamicBackgroundWorker(&bgw, &handle))
+	{
+		handle = NULL;
+		not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), MIGRATE_NAP);
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* True when it has left. */
+bool
+migrate_reverse_stop(void)
+{
+	pid_t		pid;
+
+	migrate_shared->live.reverse_stop = true;
+	if (handle == NULL)
+		return true;
+	if (GetBackgroundWorkerPid(handle, &pid) == BGWH_STOPPED)
+	{
+		pfree(handle);
+		handle = NULL;
+		return true;
+	}
+	migrate_wake_pid(migrate_shared->live.reverse_pid);
+	return false;
+}
+
+/* ----------------------------------------------------------------
+ * the session
+ * ----------------------------------------------------------------
+ */
+static bool
+must_leave(void)
+{
+	return migrate_shared->live.reverse_stop || migrate_shared->job_worker_pid == 0;
+}
+
+static void
+exec_for_job(const char *sql, int expected)
+{
+	Oid			type = INT4OID;
+	Datum		value = Int32GetDatum(worker.job_id);
+
+	migrate_spi_exec(sql, 1, &type, &value, NULL, expected);
+}
+
+/* The job, its reverse row; false when either is gone. */
+static bool
+load_rows(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(worker.session);
+	bool		found;
+
+	worker.job = migrate_job_load(worker.job_id);
+	if (worker.job == NULL)
+	{
+		MemoryContextSwitchTo(old);
+		return false;
+	}
+	migrate_spi_begin();
+	exec_for_job("SELECT r.publication, r.slot, r.state, coalesce(r.open_lsn, '0/0'),"
+				 " (SELECT c.token FROM migrate.cutover c WHERE c.job_id = $1 AND c.direction = 'forward'"
+				 "  ORDER BY c.cutover_id DESC LIMIT 1),"
+				 " migrate._option($1, 'max_target_wal')"
+				 " FROM migrate.reverse r WHERE r.job_id = $1 AND r.state <> 'lost'", SPI_OK_SELECT);
+	found = SPI_processed == 1;
+	if (found)
+	{
+		bool		isnull;
+
+		MemoryContextSwitchTo(worker.session);
+		worker.publication = migrate_spi_text(0, 0);
+		worker.slot = migrate_spi_text(0, 1);
+		worker.open_lsn = DatumGetLSN(SPI_getbinval(SPI_tuptable->vals[0],
+													SPI_tuptable->tupdesc, 4, &isnull));
+		worker.token = migrate_spi_text(0, 4);
+		worker.max_wal = migrate_spi_int64(0, 5, 0);
+	}
+	migrate_spi_end();
+	MemoryContextSwitchTo(old);
+	return found;
+}
+
+static void
+set_reverse_state(const char *state, const char *error)
+{
+	Oid			types[] = {INT4OID, TEXTOID, TEXTOID};
+	Datum		values[] = {Int32GetDatum(worker.job_id), CStringGetTextDatum(state),
+	error ? CStringGetTextDatum(error) : (Datum) 0};
+
+	StartTransactionCommand();
+	migrate_spi_begin();
+	migrate_spi_exec("UPDATE migrate.reverse SET state = $2, error = $3 WHERE job_id = $1",
+					 3, types, values, error ? "   " : "  n", SPI_OK_UPDATE);
+	migrate_spi_end();
+	CommitTransactionCommand();
+	migrate_wake_job_worker();
+}
+
+static bool
+slot_exists(const char *name)
+{
+	return SearchNamedReplicationSlot(name, true) != NULL;
+}
+
+/*
+ * Past the fence (P27), and without firing the source's triggers where the
+ * role may say so (P31).
+ */
+static void
+connect_source(void)
+{
+	MemoryContext old = MemoryContextSwitchTo(worker.session);
+
+	worker.conn = migrate_connect(worker.job->server, worker.job->owner, worker.job->name,
+								  "reverse", worker.job->connect_timeout_s);
+	MemoryContextSwitchTo(old);
+	if (worker.token)
+		PQclear(migrate_exec(worker.conn, migrate_fence_session(worker.token)));
+	migrate_exec_quietly(worker.conn, "SET session_replication_role = replica");
+}
+
+/* False when there is nothing to do for us. */
+static bool
+open_session(void)
+{
+	MemoryContext old;
+
+	StartTransactionCommand();
+	if (!load_rows())
+	{
+		CommitTransactionCommand();
+		return false;
+	}
+	CommitTransactionCommand();
+	if (!slot_exists(worker.slot))
+	{
+		migrate_worker_phase("arm");
+		migrate_decoder_make_slot(worker.slot);
+		migrate_fault("reverse-slot");
+		set_reverse_state("armed", NULL);
+	}
+	else
+		set_reverse_state("armed", NULL);
+	StartTransactionCommand();
+	connect_source();
+	old = MemoryContextSwitchTo(worker.session);
+	worker.tables = migrate_reverse_tables(worker.job, worker.conn);
+	worker.decoder = migrate_decoder_open(worker.slot, worker.publication);
+	MemoryContextSwitchTo(old);
+	CommitTransactionCommand();
+	worker.confirmed_at = GetCurrentTimestamp();
+	return true;
+}
+
+/* After an error, too: the slot was released by then. */
+static void
+close_session(bool failed)
+{
+	if (worker.decoder)
+		migrate_decoder_close(worker.decoder, failed);
+	worker.decoder = NULL;
+	if (worker.conn)
+		migrate_disconnect(worker.conn);
+	worker.conn = NULL;
+	worker.tables = NULL;
+	memset(&worker.msg, 0, sizeof(worker.msg));
+	MemoryContextReset(worker.batch);
+	MemoryContextReset(worker.session);
+}
+
+/* ----------------------------------------------------------------
+ * a batch
+ * ----------------------------------------------------------------
+ */
+static ReverseTable *
+table_of(Oid relid)
+{
+	return hash_search(worker.tables, &relid, HASH_FIND, NULL);
+}
+
+/* Tables in the order of foreign keys; those that have something collected. */
+static int
+dirty_tables(ReverseTable ***tables)
+{
+	HASH_SEQ_STATUS status;
+	ReverseTable *table;
+	int			n = 0;
+
+	*tables = palloc(sizeof(ReverseTable *) * Max(hash_get_num_entries(worker.tables), 1));
+	hash_seq_init(&status, worker.tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+	{
+		int			i = n++;
+
+		if (!table->dirty)
+		{
+			n--;
+			continue;
+		}
+		for (; i > 0 && (*tables)[i - 1]->rank > table->rank; i--)
+			(*tables)[i] = (*tables)[i - 1];
+		(*tables)[i] = table;
+	}
+	return n;
+}
+
+/* Within a transaction on both sides: children are deleted first, parents
+ * written first. */
+static void
+write_collected(ReverseCounts *counts)
+{
+	ReverseTable **tables;
+	int			n = dirty_tables(&tables);
+
+	for (int i = n - 1; i >= 0; i--)
+		migrate_reverse_write_gone(worker.job, worker.conn, tables[i], counts);
+	for (int i = 0; i < n; i++)
+	{
+		migrate_reverse_write_images(worker.job, worker.conn, tables[i], counts);
+		migrate_reverse_clear(tables[i]);
+	}
+}
+
+/* A TRUNCATE comes in order: what was before it is written before. */
+static void
+take_truncate(ReverseCounts *counts)
+{
+	write_collected(counts);
+	for (int i = 0; i < worker.msg.nrelids; i++)
+	{
+		ReverseTable *table = table_of(worker.msg.relids[i]);
+
+		if (table && table->nways > 0)
+			table->dirty = table->truncated = true;
+	}
+}
+
+/* One message of a transaction of the application. */
+static void
+take_message(const char *data, int len, ReverseCounts *counts, int64 *changes)
+{
+	ReverseTable *table;
+
+	switch (worker.msg.type)
+	{
+		case 'I':
+		case 'U':
+		case 'D':
+			table = table_of(worker.msg.relid);
+			if (table == NULL || table->nways == 0 || table->from == NULL)
+				return;
+			migrate_reverse_collect(table, &worker.msg, worker.batch);
+			(*changes)++;
+			break;
+		case 'T':
+			take_truncate(counts);
+			(*changes)++;
+			break;
+		default:
+			break;
+	}
+}
+
+static void
+take_relation(const char *data, int len)
+{
+	MemoryContext old = MemoryContextSwitchTo(worker.session);
+	MigrateRemoteRelation *remote = migrate_message_relation(data, len);
+	ReverseTable *table = table_of(remote->oid);
+
+	if (table)
+		migrate_reverse_describe(table, remote, worker.session);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * Everything that was decoded: what is the application's is collected and
+ * written, in one transaction on each side.
+ */
+static void
+apply_decoded(ReverseCounts *counts, int64 *changes)
+{
+	const char *data;
+	int			len;
+	bool		ours = true;	/* before the opening: migrate's own */
+	bool		begun = false;
+
+	StartTransactionCommand();
+	if (worker.open_lsn == InvalidXLogRecPtr)
+		(void) load_rows();
+	while (migrate_decoder_next(worker.decoder, &data, &len))
+	{
+		MemoryContextSwitchTo(worker.batch);
+		migrate_message_parse(&worker.msg, data, len, worker.session);
+		if (worker.msg.type == 'B')
+			ours = worker.open_lsn == InvalidXLogRecPtr || worker.msg.final_lsn < worker.open_lsn;
+		else if (worker.msg.type == 'R')
+			take_relation(data, len);
+		else if (!ours)
+		{
+			if (!begun)
+				PQclear(migrate_exec(worker.conn, "BEGIN; SET LOCAL synchronous_commit = on"));
+			begun = true;
+			take_message(data, len, counts, changes);
+		}
+	}
+	if (begun)
+	{
+		write_collected(counts);
+		migrate_fault("reverse-written");
+		PQclear(migrate_exec(worker.conn, "COMMIT"));
+		migrate_fault("reverse-committed");
+	}
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(TopMemoryContext);
+}
+
+static void
+publish_position(XLogRecPtr lsn, ReverseCounts *counts, int64 changes)
+{
+	SpinLockAcquire(&migrate_shared->mutex);
+	migrate_shared->live.reverse_lsn = lsn;
+	migrate_shared->live.reverse_changes += changes;
+	migrate_shared->live.reverse_dead += counts->dead;
+	migrate_shared->live.reverse_retained = migrate_decoder_retained(worker.decoder);
+	SpinLockRelease(&migrate_shared->mutex);
+	migrate_worker_count(changes, 0, counts->dead);
+}
+
+/* max_target_wal: rather no way back than a full disk. */
+static bool
+holds_too_much(void)
+{
+	int64		retained = migrate_decoder_retained(worker.decoder);
+	char	   *slot = pstrdup(worker.slot);
+
+	if (worker.max_wal <= 0 || retained <= worker.max_wal)
+		return false;
+	close_session(false);
+	ReplicationSlotDrop(slot, true);
+	set_reverse_state("lost", "max_target_wal");
+	StartTransactionCommand();
+	migrate_event(worker.job_id, "alert", "reverse_lost",
+				  "the slot for the way back held %lld bytes of WAL, more than max_target_wal, and was dropped: going back would lose what was written here",
+				  (long long) retained);
+	CommitTransactionCommand();
+	return true;
+}
+
+/* True when something was applied. */
+static bool
+batch(void)
+{
+	ReverseCounts counts = {0};
+	int64		changes = 0;
+	XLogRecPtr	from = migrate_shared->live.reverse_lsn;
+	XLogRecPtr	lsn;
+
+	migrate_worker_phase("decode");
+	lsn = migrate_decoder_read(worker.decoder, BATCH_BYTES);
+	if (!migrate_decoder_empty(worker.decoder))
+	{
+		migrate_worker_phase("write");
+		apply_decoded(&counts, &changes);
+		migrate_decoder_forget(worker.decoder);
+		MemoryContextReset(worker.batch);
+		migrate_decoder_confirm(worker.decoder, lsn);
+		worker.confirmed_at = GetCurrentTimestamp();
+	}
+	else if (TimestampDifferenceExceeds(worker.confirmed_at, GetCurrentTimestamp(), CONFIRM_INTERVAL))
+	{
+		migrate_decoder_confirm(worker.decoder, lsn);
+		worker.confirmed_at = GetCurrentTimestamp();
+	}
+	if (lsn != from || changes > 0)
+		publish_position(lsn, &counts, changes);
+	return changes > 0;
+}
+
+/* ----------------------------------------------------------------
+ * the process
+ * ----------------------------------------------------------------
+ */
+
+/* Between batches there is nothing to do but look at the WAL's end. */
+static void
+doze(void)
+{
+	migrate_worker_phase("wait");
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+					 worker.open_lsn == InvalidXLogRecPtr ? LOOK_AGAIN * 10 : LOOK_AGAIN,
+					 PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	migrate_worker_reload();
+}
+
+static void
+note_error(ErrorData *edata, int errors)
+{
+	MigrateWorkerSlot *slot = &migrate_shared->slots[MIGRATE_REVERSE_SLOT];
+
+	SpinLockAcquire(&migrate_shared->mutex);
+	if (errors == 1)
+		slot->error_since = GetCurrentTimestamp();
+	slot->errors = errors;
+	strlcpy(slot->sqlstate, unpack_sql_state(edata->sqlerrcode), sizeof(slot->sqlstate));
+	SpinLockRelease(&migrate_shared->mutex);
+	migrate_clip(slot->last_error, sizeof(slot->last_error), edata->message);
+	if (errors != 2)
+		return;
+	StartTransactionCommand();
+	migrate_event(worker.job_id, "warning", "reverse", "changes cannot go back to the source: %s%s%s",
+				  edata->message, edata->detail ? "; " : "", edata->detail ? edata->detail : "");
+	CommitTransactionCommand();
+}
+
+static void
+no_error(void)
+{
+	MigrateWorkerSlot *slot = &migrate_shared->slots[MIGRATE_REVERSE_SLOT];
+
+	SpinLockAcquire(&migrate_shared->mutex);
+	slot->errors = 0;
+	slot->error_since = 0;
+	SpinLockRelease(&migrate_shared->mutex);
+}
+
+/* Sessions, one after the other, until there is nothing to do. */
+static void
+run(void)
+{
+	volatile int errors = 0;
+
+	while (!must_leave())
+	{
+		ErrorData  *volatile edata = NULL;
+		volatile bool leave = false;
+
+		PG_TRY();
+		{
+			if (worker.decoder == NULL && !open_session())
+				leave = true;
+			else if (!batch())
+			{
+				if (holds_too_much())
+					leave = true;
+				else
+					doze();
+			}
+		}
+		PG_CATCH();
+		{
+			if (MyReplicationSlot != NULL)
+				ReplicationSlotRelease();
+			edata = migrate_recover(TopMemoryContext);
+			close_session(true);
+		}
+		PG_END_TRY();
+		if (leave)
+			return;
+		if (edata == NULL)
+		{
+			if (errors > 0 && worker.decoder)
+			{
+				errors = 0;
+				no_error();
+			}
+			continue;
+		}
+		errors++;
+		note_error(edata, errors);
+		FreeErrorData(edata);
+		migrate_worker_phase("retry");
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 migrate_backoff(errors, 5000), PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+static void
+leave(int code, Datum arg)
+{
+	SpinLockAcquire(&migrate_shared->mutex);
+	migrate_shared->live.reverse_pid = 0;
+	SpinLockRelease(&migrate_shared->mutex);
+	migrate_wake_job_worker();
+}
+
+void
+migrate_reverse_main(Datum main_arg)
+{
+	MigrateLoaderArgs args;
+
+	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
+	worker.job_id = args.job_id;
+	migrate_worker_init(args.database, args.owner);
+	if (!migrate_shmem_attach(args.handle, args.job_id, args.slot) ||
+		!migrate_worker_lock(MIGRATE_LOCK_REVERSE, args.job_id))
+		proc_exit(0);
+	SpinLockAcquire(&migrate_shared->mutex);
+	migrate_shared->live.reverse_pid = MyProcPid;
+	SpinLockRelease(&migrate_shared->mutex);
+	before_shmem_exit(leave, (Datum) 0);
+	worker.session = AllocSetContextCreate(TopMemoryContext, "migrate reverse session",
+										   ALLOCSET_DEFAULT_SIZES);
+	worker.batch = AllocSetContextCreate(TopMemoryContext, "migrate reverse batch",
+										 ALLOCSET_DEFAULT_SIZES);
+	/* texts for the source, as its sessions read them */
+	SetConfigOption("datestyle", "ISO", PGC_USERSET, PGC_S_SESSION);
+	SetConfigOption("intervalstyle", "postgres", PGC_USERSET, PGC_S_SESSION);
+	SetConfigOption("extra_float_digits", "3", PGC_USERSET, PGC_S_SESSION);
+	SetConfigOption("timezone", "GMT", PGC_USERSET, PGC_S_SESSION);
+	SetConfigOption("bytea_output", "hex", PGC_USERSET, PGC_S_SESSION);
+	run();
+	close_session(false);
+	migrate_worker_phase("exited");
+	proc_exit(0);
+}
+
+/*
+ * migrate._drop_own_slot(job_id): with the rights of the job, which made it,
+ * and not those of REPLICATION.
+ */
+PG_FUNCTION_INFO_V1(migrate_drop_own_slot);
+PGDLLEXPORT Datum
+migrate_drop_own_slot(PG_FUNCTION_ARGS)
+{
+	Oid			type = INT4OID;
+	Datum		value = PG_GETARG_DATUM(0);
+	char	   *slot = NULL;
+
+	migrate_spi_begin();
+	migrate_spi_exec("SELECT r.slot FROM migrate.reverse r WHERE r.job_id = $1",
+					 1, &type, &value, NULL, SPI_OK_SELECT);
+	if (SPI_processed > 0)
+		slot = migrate_spi_text(0, 0);
+	if (slot && slot_exists(slot))
+		ReplicationSlotDrop(slot, true);
+	migrate_spi_end();
+	PG_RETURN_VOID();
+}

@@ -1,0 +1,87 @@
+/*-------------------------------------------------------------------------
+ *
+ * reverse_table.h
+ *	  A target table of the job on its way back, and what changed in it.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#ifndef MIGRATE_REVERSE_TABLE_H
+#define MIGRATE_REVERSE_TABLE_H
+
+#include "migrate.h"
+
+#include "extract/stream.h"
+#include "cutover/remote_write.h"
+#include "utils/hsearch.h"
+
+/* one mapping of a target, backwards */
+typedef struct ReverseWay
+{
+	int			mapping_id;
+	MigrateSource *src;			/* the target's row */
+	MigrateMapping *inverse;	/* to the source's row */
+	MigrateMapping *keys;		/* to the source's key alone */
+	char	   *owns;			/* NULL: all rows */
+	MigrateRemoteTable remote;
+	MigrateRemoteTable remote_keys;
+} ReverseWay;
+
+typedef struct ReverseTable
+{
+	Oid			relid;			/* hash key */
+	char	   *name;
+	int			nways;			/* 0: not of this job */
+	ReverseWay *ways;
+	int			rank;			/* parents are less than their children */
+
+	/* the newest description in the stream */
+	MigrateRemoteRelation *remote;
+	int		   *from;			/* column of ways[0].src -> column there, -1 */
+
+	/* the batch at hand */
+	bool		dirty;
+	bool		truncated;		/* before everything that is collected */
+	HTAB	   *entries;		/* of ReverseEntry */
+	List	   *order;			/* of ReverseEntry, as they came */
+} ReverseTable;
+
+/* what became of a key */
+typedef struct ReverseEntry
+{
+	char	   *key;			/* hash key: length-prefixed texts */
+	int			keylen;
+	char	  **image;			/* newest row by column of src; NULL: it is
+								 * gone */
+	bool	   *unknown;		/* unchanged TOAST; NULL: none */
+	char	  **gone;			/* the row to delete first; NULL: none */
+} ReverseEntry;
+
+typedef struct ReverseCounts
+{
+	int64		upserts;
+	int64		deletes;
+	int64		dead;
+} ReverseCounts;
+
+/* In a transaction; everything in the current memory context. */
+extern HTAB *migrate_reverse_tables(MigrateJob *job, MigrateConn *conn);
+extern void migrate_reverse_describe(ReverseTable *table, MigrateRemoteRelation *remote,
+									 MemoryContext mcxt);
+
+/* Outside: only memory of the batch is touched. */
+extern void migrate_reverse_collect(ReverseTable *table, MigrateMessage *msg,
+									MemoryContext batch_cxt);
+
+/*
+ * Within a transaction here and one on the source: write what was collected.
+ * Deletes of all tables come first; see reverse.c.
+ */
+extern void migrate_reverse_write_gone(MigrateJob *job, MigrateConn *conn,
+									   ReverseTable *table, ReverseCounts *counts);
+extern void migrate_reverse_write_images(MigrateJob *job, MigrateConn *conn,
+										 ReverseTable *table, ReverseCounts *counts);
+extern void migrate_reverse_clear(ReverseTable *table);
+
+#endif							/* MIGRATE_REVERSE_TABLE_H */

@@ -1,0 +1,415 @@
+/*-------------------------------------------------------------------------
+ *
+ * rollback.c
+ *	  Back to the source, after a cutover: the mirror of cutover.c.
+ *
+ *	  prechecks -> lag -> close -> drain -> check -> sequences -> commit -> lift
+ *	  |-- the application writes here --|-- it waits -----------------------|
+ *
+ * The fence on this side is a transaction of ours: the guards of all targets
+ * are enabled in it, under short lock time-outs, and it stays open until all
+ * that was written here is on the source and its sequences are set.  If
+ * anything fails before its commit, it is rolled back and the target is open as
+ * before.
+ *
+ * That same transaction moves the apply position to the source's position of
+ * that moment (P30): what is in the forward stream before it is what we brought
+ * there ourselves, since nobody else can write past the fence.  And it marks
+ * the cutover "closed": from its commit on it can only go forward, by lifting
+ * the fence of the source, which is done again after a crash.
+ *
+ *	  crash		before the commit		after it
+ *	  ours		undone, target open		the source is opened by the next worker
+ *	  source's	undone, target open		the same, when it is back
+ *
+ * Runs in the job worker, state rolling_back.  Locks: SHARE ROW EXCLUSIVE on
+ * the targets until the commit, which readers and the reverse worker do not
+ * wait for.
+ *
+ * Copyright (c) 2026, the migrate authors; PostgreSQL License
+ *
+ *-------------------------------------------------------------------------
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/pg_lsn.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+
+#include "control/job_worker.h"
+#include "cutover/driver.h"
+#include "cutover/reverse.h"
+#include "extract/extract.h"
+#include "load/apply.h"
+
+/* how long the reverse and apply workers may take to leave, ms */
+#define LEAVE_PATIENCE 10000
+
+/* a step within the closing transaction, recorded with it */
+typedef struct InnerStep
+{
+	const char *name;
+	TimestampTz begun;
+} InnerStep;
+
+static XLogRecPtr
+reverse_lsn(void)
+{
+	XLogRecPtr	lsn;
+
+	SpinLockAcquire(&migrate_shared->mutex);
+	lsn = migrate_shared->live.reverse_lsn;
+	SpinLockRelease(&migrate_shared->mutex);
+	return lsn;
+}
+
+static void
+exec_int(const char *sql, int arg, int expected)
+{
+	Oid			type = INT4OID;
+	Datum		value = Int32GetDatum(arg);
+
+	migrate_spi_exec(sql, 1, &type, &value, NULL, expected);
+}
+
+/* ----------------------------------------------------------------
+ * before the pause
+ * ----------------------------------------------------------------
+ */
+
+/* The source must be fenced by the cutover that we go back from. */
+static void
+prechecks(Cutover *c)
+{
+	char	   *digest;
+
+	StartTransactionCommand();
+	migrate_spi_begin();
+	exec_int("SELECT digest FROM migrate.cutover WHERE job_id = $1 AND direction = 'forward'"
+			 " AND state = 'done' ORDER BY cutover_id DESC LIMIT 1",
+			 c->job->job_id, SPI_OK_SELECT);
+	digest = SPI_processed > 0 ? MemoryContextStrdup(c->row->mcxt, migrate_spi_text(0, 0)) : NULL;
+	migrate_spi_end();
+	CommitTransactionCommand();
+	migrate_cutover_connect(c);
+	if (digest == NULL || migrate_fence_look(c->fence, digest) != MIGRATE_FENCE_CLOSED)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the source is not fenced by the cutover of job \"%s\"", c->job->name),
+				 errdetail("It may have been written to, and what the target would bring could overwrite that."),
+				 errhint("See the event of kind \"fence\"; compare both sides with migrate_validate.")));
+}
+
+/* Until our own changes of now are on the source. */
+static void
+wait_sent(Cutover *c, XLogRecPtr lsn, int64 patience_ms)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+
+	while (reverse_lsn() < lsn)
+	{
+		migrate_cutover_deadline(c);
+		if (patience_ms > 0 && migrate_cutover_ms_since(begin) > patience_ms)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("the source is too far behind for a rollback"),
+					 errdetail("Changes up to %X/%X have not reached it after %lld ms.",
+							   LSN_FORMAT_ARGS(lsn), (long long) migrate_cutover_ms_since(begin)),
+					 errhint("See migrate.lag and migrate.workers.")));
+		migrate_reverse_ensure(c->job, me.handle);
+		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
+	}
+}
+
+static void
+lag(Cutover *c)
+{
+	XLogRecPtr	lsn = GetXLogInsertRecPtr();
+
+	XLogFlush(lsn);
+	wait_sent(c, lsn, c->row->lag_timeout_ms);
+}
+
+/* ----------------------------------------------------------------
+ * the closing transaction
+ * ----------------------------------------------------------------
+ */
+
+static void
+begin_inner(Cutover *c, InnerStep *step, const char *name)
+{
+	step->name = name;
+	step->begun = GetCurrentTimestamp();
+	migrate_worker_phase(name);
+	migrate_fault(psprintf("rollback-%s", name));
+	migrate_cutover_deadline(c);
+}
+
+static void
+end_inner(Cutover *c, InnerStep *step)
+{
+	Oid			types[] = {INT4OID, INT4OID, INT4OID, TEXTOID, TIMESTAMPTZOID};
+	Datum		values[] = {Int32GetDatum(c->row->cutover_id), Int32GetDatum(c->job->job_id),
+		Int32GetDatum(++c->row->step_no), CStringGetTextDatum(step->name),
+	TimestampTzGetDatum(step->begun)};
+
+	migrate_spi_exec("INSERT INTO migrate.cutover_step (cutover_id, job_id, step_no, step, state, in_pause,"
+					 " started_at, duration) VALUES ($1, $2, $3, $4, 'done', true, $5, clock_timestamp() - $5)",
+					 5, types, values, NULL, SPI_OK_INSERT);
+}
+
+/*
+ * The guards of all targets, in a subtransaction that may time out.  False: it
+ * has.
+ */
+static bool
+close_guards(Cutover *c)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	volatile bool closed = true;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(mcxt);
+	PG_TRY();
+	{
+		(void) set_config_option("lock_timeout", psprintf("%d", c->row->lock_ms), PGC_USERSET,
+								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+		exec_int("SELECT migrate._set_guards($1, 'ENABLE')", c->job->job_id, SPI_OK_SELECT);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		MemoryContextSwitchTo(mcxt);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+		if (edata->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&
+			edata->sqlerrcode != ERRCODE_T_R_DEADLOCK_DETECTED)
+			ReThrowError(edata);
+		FreeErrorData(edata);
+		closed = false;
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(mcxt);
+	CurrentResourceOwner = owner;
+	return closed;
+}
+
+static void
+close_target(Cutover *c)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+	long		pause = CUTOVER_LOCK_PAUSE;
+
+	for (;;)
+	{
+		c->paused_at = GetCurrentTimestamp();
+		if (close_guards(c))
+			return;
+		c->paused_at = 0;
+		if (migrate_cutover_ms_since(begin) + pause > c->row->fence_timeout_ms)
+			ereport(ERROR,
+					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					 errmsg("the target's tables could not be locked within %lld ms",
+							(long long) migrate_cutover_ms_since(begin)),
+					 errhint("pg_blocking_pids tells who is in the way; end these transactions, or try again at a quieter time.")));
+		migrate_cutover_doze(pause);
+		pause = Min(pause * 2, CUTOVER_LOCK_MAX_PAUSE);
+	}
+}
+
+/* The source's sequences up to ours; it answers with those that were set. */
+static void
+sequences_back(Cutover *c)
+{
+	char	   *query;
+
+	exec_int("SELECT migrate._sequences_back($1)", c->job->job_id, SPI_OK_SELECT);
+	query = migrate_spi_text(0, 0);
+	if (query)
+		PQclear(migrate_exec(c->conn, query));
+}
+
+static void
+check(Cutover *c)
+{
+	int64		n;
+
+	exec_int("SELECT count(*) FROM migrate.dead_letter d WHERE d.job_id = $1 AND d.state = 'open' AND d.stage = 'back'"
+			 " AND NOT EXISTS (SELECT FROM migrate.acceptance a"
+			 "  WHERE a.job_id = $1 AND a.check_name = 'rollback' AND a.object = 'dead_letters')",
+			 c->job->job_id, SPI_OK_SELECT);
+	n = migrate_spi_int64(0, 0, 0);
+	if (n > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%lld rows could not go back to the source", (long long) n),
+				 errhint("See migrate.dead_letters, stage \"back\"; pass over them, on record, with migrate_accept(job, 'rollback', 'dead_letters', reason).")));
+}
+
+/*
+ * P30: the forward stream goes on behind what we brought.  X is the source's
+ * position while nobody can write to it but us, and we have.
+ */
+static void
+mark_closed(Cutover *c)
+{
+	Oid			types[] = {INT4OID, LSNOID, INT4OID};
+	Datum		values[3];
+
+	values[0] = Int32GetDatum(c->job->job_id);
+	values[1] = LSNGetDatum(migrate_cutover_source_position(c->conn));
+	values[2] = Int32GetDatum(c->row->cutover_id);
+	migrate_spi_exec("UPDATE migrate.apply_position SET applied_lsn = $2 WHERE job_id = $1 AND applied_lsn < $2",
+					 2, types, values, NULL, SPI_OK_UPDATE);
+	migrate_spi_exec("UPDATE migrate.cutover SET closed = true, fence_lsn = $2 WHERE cutover_id = $3 AND $1 IS NOT NULL",
+					 3, types, values, NULL, SPI_OK_UPDATE);
+}
+
+static void
+close_and_drain(Cutover *c)
+{
+	InnerStep	step;
+	XLogRecPtr	lsn;
+
+	StartTransactionCommand();
+	migrate_spi_begin();
+	begin_inner(c, &step, "close");
+	close_target(c);
+	end_inner(c, &step);
+	begin_inner(c, &step, "drain");
+	lsn = GetXLogInsertRecPtr();
+	XLogFlush(lsn);
+	wait_sent(c, lsn, 0);
+	end_inner(c, &step);
+	begin_inner(c, &step, "check");
+	check(c);
+	end_inner(c, &step);
+	begin_inner(c, &step, "sequences");
+	sequences_back(c);
+	end_inner(c, &step);
+	begin_inner(c, &step, "commit");
+	mark_closed(c);
+	end_inner(c, &step);
+	migrate_spi_end();
+	ForceSyncCommit();
+	migrate_cutover_deadline(c);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(c->row->mcxt);
+	migrate_fault("rollback-closed");
+}
+
+/* ----------------------------------------------------------------
+ * forward from there
+ * ----------------------------------------------------------------
+ */
+
+/* The way back is over; the apply worker may not live when the state changes. */
+static void
+stop_reverse(Cutover *c)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+
+	while (!migrate_reverse_stop() && migrate_cutover_ms_since(begin) < LEAVE_PATIENCE)
+		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
+	(void) migrate_cutover_call(c->row, "SELECT count(*) FROM migrate._disarm_reverse($1)");
+}
+
+/* Idempotent; throws when the source does not answer, to be called again. */
+static void
+lift(Cutover *c)
+{
+	if (c->conn == NULL)
+		migrate_cutover_connect(c);
+	migrate_cutover_step_begin(c->row, "lift", true, false);
+	migrate_fence_lift(c->fence);
+	migrate_fault("rollback-lifted");
+	migrate_cutover_back_open(c->row, c->paused_at ? c->paused_at : c->row->paused_at);
+	stop_reverse(c);
+	migrate_cutover_run_hooks(c, "after_open");
+	migrate_cutover_hang_up(c);
+}
+
+/* The apply worker of before the cutover must have left: its position moves. */
+static void
+require_apply_gone(Cutover *c)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+
+	while (!migrate_apply_stop(false))
+	{
+		if (migrate_cutover_ms_since(begin) > LEAVE_PATIENCE)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("the apply worker of job \"%s\" does not leave", c->job->name)));
+		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
+	}
+}
+
+/* False: it stopped where it was to stop. */
+static bool
+run(Cutover *c)
+{
+	const char *at = c->row->stop_before;
+
+	migrate_cutover_step_begin(c->row, "prechecks", false, false);
+	prechecks(c);
+	require_apply_gone(c);
+	migrate_cutover_step_end(c->row, "done", NULL);
+	migrate_cutover_step_begin(c->row, "lag", false, false);
+	lag(c);
+	migrate_cutover_step_end(c->row, "done", NULL);
+	migrate_cutover_run_hooks(c, "before_fence");
+	if (at)
+		return false;
+	close_and_drain(c);
+	return true;
+}
+
+void
+migrate_rollback_turn(Cutover *c)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	ErrorData  *volatile edata = NULL;
+	volatile bool closed = false;
+
+	if (c->row->closed)
+	{
+		lift(c);
+		return;
+	}
+	if (c->row->running)
+	{
+		migrate_cutover_undone(c->row, NULL, 0);
+		return;
+	}
+	PG_TRY();
+	{
+		closed = run(c);
+	}
+	PG_CATCH();
+	{
+		edata = migrate_recover(mcxt);
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(mcxt);
+	if (closed)
+	{
+		lift(c);
+		return;
+	}
+	migrate_cutover_hang_up(c);
+	migrate_cutover_undone(c->row, edata, c->paused_at);
+	migrate_cutover_hooks(c->row, "undone", NULL, 0);
+}
