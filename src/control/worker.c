@@ -66,7 +66,11 @@ migrate_worker_init(Oid database, Oid owner)
 	SetConfigOption("default_transaction_read_only", "off", PGC_USERSET, PGC_S_SESSION);
 	SetConfigOption("default_transaction_deferrable", "off", PGC_USERSET, PGC_S_SESSION);
 	SetConfigOption("row_security", "on", PGC_USERSET, PGC_S_SESSION);
-	/* short statements again and again: compiling them costs more than they do */
+
+	/*
+	 * short statements again and again: compiling them costs more than they
+	 * do
+	 */
 	SetConfigOption("jit", "off", PGC_USERSET, PGC_S_SESSION);
 }
 

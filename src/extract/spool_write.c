@@ -630,7 +630,11 @@ migrate_spool_pending(SpoolWriter *w, int64 next_seq)
 	int64		bytes = 0;
 	ListCell   *lc;
 
-	if (next_seq >= w->next_seq)
+	/*
+	 * A reader that has all stands in the last row.  P19: an open segment
+	 * larger than the limit must not keep capture waiting for it.
+	 */
+	if (next_seq >= w->next_seq - 1)
 		return 0;
 	foreach(lc, w->segments)
 	{

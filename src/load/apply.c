@@ -761,8 +761,8 @@ static void
 apply_ends(int code, Datum arg)
 {
 	/*
-	 * Ended in the middle of a sleep: the condition variable is in memory that
-	 * is unmapped before the process would leave its queue by itself.
+	 * Ended in the middle of a sleep: the condition variable is in memory
+	 * that is unmapped before the process would leave its queue by itself.
 	 */
 	ConditionVariableCancelSleep();
 	if (migrate_shared == NULL)
