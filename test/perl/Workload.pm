@@ -407,6 +407,8 @@ BEGIN
 			END IF;
 		END IF;
 		COMMIT;
+		-- a session that never waits does not see that its server was killed
+		PERFORM pg_sleep(0.001);
 	END LOOP;
 	INSERT INTO w.seen VALUES (job, polls, states);
 END $$;
