@@ -530,6 +530,7 @@ sub stop_writers
 sub work
 {
 	my ($self) = @_;
+	wait_for($self->{source}, 'SELECT true');
 	return $self->src('SELECT last_value FROM w.ops');
 }
 
@@ -635,7 +636,8 @@ sub mark
 	my ($self, @jobs) = @_;
 	my $mark = "$$ " . ++$self->{drained};
 
-	$self->src("INSERT INTO app.marker VALUES ('$mark')");
+	# the server may be recovering
+	wait_for($self->{source}, "INSERT INTO app.marker VALUES ('$mark') RETURNING true") or return 0;
 	my $ok = 1;
 	$ok &&= wait_for($self->{target}, "SELECT count(*) = 1 FROM $_.marker WHERE id = '$mark'", timeout => 60) for @jobs;
 	return $ok;

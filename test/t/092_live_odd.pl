@@ -305,7 +305,7 @@ if ('idle' =~ /$parts/)
 		'full: the source is free of its WAL');
 
 	# one transaction larger than the limit is finished all the same (P19)
-	src(q{INSERT INTO s.some SELECT 1000000 + g, (SELECT string_agg(md5(random()::text || g), '') FROM generate_series(1, 60)) FROM generate_series(1, 3000) g});
+	src(q{INSERT INTO s.some SELECT 1000000 + g, (SELECT string_agg(md5(random()::text || g || x), '') FROM generate_series(1, 60) x) FROM generate_series(1, 3000) g});
 	ok(applied('idle'), 'P19: a transaction larger than the limit');
 
 	foreach my $i (1 .. 5)
