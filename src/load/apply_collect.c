@@ -25,9 +25,8 @@
  * is not whole: a whole one replaces whatever is there.
  *
  * A newest image that cannot be read is a dead letter.  An earlier one of the
- * batch is not written in its place: the target's row stays as it was before
- * the batch (gone, if the key was gone in between), and the open letter says
- * that it is not the newest.
+ * batch is not written in its place, and the row in the target, which is older
+ * still, is taken away (migrate_apply_unreadable): the open letter stands for it.
  *
  * Without a key, rows are a bag: whole rows with the number that came or went.
  *
