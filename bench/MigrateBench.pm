@@ -18,7 +18,7 @@ A benchmark makes two servers, fills the source, and lets contenders race:
   $b->table($r, base => 'pipes');
 
 In every round each contender runs once, the order turning by one a round, each
-into a database of the target that was made anew.  C<prepare> is not timed,
+into a database of the target that was made anew (unless it says C<keep>).  C<prepare> is not timed,
 C<run> is, C<check> must return what the race's C<expect> says (so that nobody
 wins by doing less).  Both servers are checkpointed before each run.
 
@@ -192,8 +192,11 @@ sub run_once
 	my ($self, $c, $expect) = @_;
 	my $watch;
 
-	$self->sql('target', 'DROP DATABASE IF EXISTS bench WITH (FORCE)', 'postgres');
-	$self->sql('target', 'CREATE DATABASE bench', 'postgres');
+	if (!$c->{keep})
+	{
+		$self->sql('target', 'DROP DATABASE IF EXISTS bench WITH (FORCE)', 'postgres');
+		$self->sql('target', 'CREATE DATABASE bench', 'postgres');
+	}
 	$c->{prepare}->() if $c->{prepare};
 	$self->sql($_, 'CHECKPOINT', 'postgres') for qw(source target);
 	$watch = $self->watch_memory($c->{memory}) if $c->{memory};
