@@ -82,8 +82,6 @@ VALUES
 	 'who computes the digests that validation compares; source: the source by its own hashes, extension: the source by this extension, where it is there, too, here: nobody but this server, auto: the source where it can'),
 	('validate_every', 'duration', 'ms', '0', 'while running', 0, 315360000000, NULL, '0 (never) to 3650d',
 	 'how often a job that follows its source live validates all of its targets by itself (level checksum)'),
-	('verify_writes', 'boolean', NULL, 'false', 'while running', NULL, NULL, NULL, 'true, false',
-	 'rows of the copy are hashed as they are written, read back in the same transaction and compared; it costs about the reading again of what was written'),
 	('publication', 'text', NULL, '', 'before start', NULL, NULL, NULL, 'a name; empty: the job makes one',
 	 'a publication on the source, made by its owner, that publishes the job''s tables (capture logical)'),
 	('slot', 'text', NULL, '', 'before start', NULL, NULL, NULL, 'a name; empty: the job makes one',

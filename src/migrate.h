@@ -79,7 +79,6 @@ typedef struct MigrateJob
 	int			connect_timeout_s;
 	int			lock_timeout_ms;
 	int64		validate_every_ms;	/* 0: never */
-	bool		verify_writes;
 	char	   *digest;			/* 'auto', 'here', 'source', 'extension' */
 	int64		spool_limit;
 	int64		spool_retention_ms;
@@ -651,6 +650,13 @@ extern void migrate_as_caller(MigrateAsOwner *as);
  */
 extern bool migrate_target_is_only(Oid target, bool only_parent);
 extern char *migrate_target_name(Oid target, bool only_parent);
+
+/* ----------------------------------------------------------------
+ * in validate/scheduled.c: option validate_every, of a streaming job; in the
+ * job worker, outside a transaction
+ * ----------------------------------------------------------------
+ */
+extern void migrate_validate_scheduled(MigrateJob *job);
 
 /* ----------------------------------------------------------------
  * in validate/resync.c: write what differs

@@ -75,7 +75,8 @@ typedef enum MigrateLockKind
 	MIGRATE_LOCK_STREAM = 5,	/* stream: the job worker that makes or joins
 								 * it */
 	MIGRATE_LOCK_CUT = 6,		/* job: whoever takes a cut (P23) */
-	MIGRATE_LOCK_REVERSE = 7	/* job: its reverse worker */
+	MIGRATE_LOCK_REVERSE = 7,	/* job: its reverse worker */
+	MIGRATE_LOCK_VALIDATOR = 8	/* job: its validator */
 } MigrateLockKind;
 
 extern bool migrate_worker_lock(MigrateLockKind kind, int id);

@@ -28,7 +28,6 @@ typedef enum
 	OPT_INT,
 	OPT_INT64,
 	OPT_DOUBLE,
-	OPT_BOOL,
 	OPT_SECONDS					/* canonical milliseconds, kept as seconds */
 } OptionKind;
 
@@ -67,7 +66,6 @@ static const struct
 	{"connect_timeout", OPT_SECONDS, offsetof(MigrateJob, connect_timeout_s)},
 	{"lock_timeout", OPT_INT, offsetof(MigrateJob, lock_timeout_ms)},
 	{"validate_every", OPT_INT64, offsetof(MigrateJob, validate_every_ms)},
-	{"verify_writes", OPT_BOOL, offsetof(MigrateJob, verify_writes)},
 	{"digest", OPT_TEXT, offsetof(MigrateJob, digest)},
 	{"spool_limit", OPT_INT64, offsetof(MigrateJob, spool_limit)},
 	{"spool_retention", OPT_INT64, offsetof(MigrateJob, spool_retention_ms)},
@@ -105,9 +103,6 @@ set_option(MigrateJob *job, int i, const char *value)
 		case OPT_DOUBLE:
 			*(double *) field = DatumGetFloat8(DirectFunctionCall1(float8in,
 																   CStringGetDatum(value)));
-			break;
-		case OPT_BOOL:
-			*(bool *) field = strcmp(value, "true") == 0;
 			break;
 		case OPT_SECONDS:
 			*(int *) field = clamp_int((pg_strtoint64(value) + 999) / 1000);

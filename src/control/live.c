@@ -466,6 +466,7 @@ migrate_turn_stream(MigrateJob *job)
 		return TURN_WAIT;
 	if (watch(job))
 		return TURN_AGAIN;
+	migrate_validate_scheduled(job);
 	migrate_worker_phase("stream");
 	pgstat_report_activity(STATE_IDLE, psprintf("watching job %s stream", job->name));
 	return TURN_WAIT;

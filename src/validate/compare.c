@@ -718,6 +718,8 @@ validate_compare(ValidateEnds *ends, ValidateLevel level, int64 validation_id,
 			ends->renew(ends);
 		compare_rows(&cmp);
 	}
+	if (ends->done)
+		ends->done(ends);
 	result->mismatches += cmp.n_failed;
 	if (cmp.failed || cmp.groups)
 		record_all(&cmp);

@@ -715,16 +715,20 @@ validate_buckets_where(ValidateEnds *ends, ValidateSide side, const bool *select
  * ----------------------------------------------------------------
  */
 
-/* The query of a side, without FROM and what follows. */
+/*
+ * The query of a side; from: " FROM ..." and conditions.  The planner would
+ * take the distinct keys for an estimate of how many buckets there are, and
+ * prepare for millions: it cannot look behind OFFSET 0.
+ */
 static char *
-digest_select(ValidatePlan *plan, ValidateSide side)
+digest_query(ValidatePlan *plan, ValidateSide side, const char *from)
 {
 	char	   *bucket;
 
 	if (plan->digest != DIGEST_SOURCE)
-		return psprintf("SELECT migrate._digest('" INT64_FORMAT "', %d, %d, %s, %s)",
+		return psprintf("SELECT migrate._digest('" INT64_FORMAT "', %d, %d, %s, %s)%s",
 						plan->ranges ? plan->lo : 0, plan->shift, plan->nbuckets,
-						plan->key[side], plan->row[side]);
+						plan->key[side], plan->row[side], from);
 	bucket = plan->key[side];
 	if (plan->ranges)
 		bucket = psprintf("COALESCE(pg_catalog.int8mi(GREATEST(LEAST("
@@ -732,13 +736,9 @@ digest_select(ValidatePlan *plan, ValidateSide side)
 						  INT64_FORMAT "'), %d)",
 						  plan->key[side], plan->shift, plan->lo + plan->nbuckets - 1,
 						  plan->lo, plan->lo, plan->nbuckets);
-	return psprintf("SELECT %s, pg_catalog.count(*), pg_catalog.sum(%s)", bucket, plan->row[side]);
-}
-
-static const char *
-digest_group(ValidatePlan *plan)
-{
-	return plan->digest == DIGEST_SOURCE ? " GROUP BY 1" : "";
+	return psprintf("SELECT q.b, pg_catalog.count(*), pg_catalog.sum(q.h)"
+					" FROM (SELECT %s AS b, %s AS h%s OFFSET 0) q GROUP BY q.b",
+					bucket, plan->row[side], from);
 }
 
 /* Of the sum of 64-bit hashes, as numeric gives it, 128 bits. */
@@ -798,19 +798,20 @@ add_digest(ValidatePlan *plan, ValidateSide side, const char *hex)
 static char *
 start_source_digest(ValidateEnds *ends, const char *where)
 {
-	StringInfoData sql;
+	StringInfoData from;
+	char	   *sql;
 
 	PQclear(migrate_exec(ends->conn,
 						 psprintf("SET LOCAL max_parallel_workers_per_gather = %d; SET LOCAL work_mem = '32MB'",
 								  ends->job->workers - 1)));
-	initStringInfo(&sql);
-	appendStringInfo(&sql, "%s FROM ", digest_select(ends->plan, VALIDATE_SOURCE));
-	migrate_append_from(&sql, ends->src, NULL);
+	initStringInfo(&from);
+	appendStringInfoString(&from, " FROM ");
+	migrate_append_from(&from, ends->src, NULL);
 	if (where)
-		appendStringInfo(&sql, " WHERE %s", where);
-	appendStringInfoString(&sql, digest_group(ends->plan));
-	migrate_remote_start(ends->conn, sql.data, true);
-	return sql.data;
+		appendStringInfo(&from, " WHERE %s", where);
+	sql = digest_query(ends->plan, VALIDATE_SOURCE, from.data);
+	migrate_remote_start(ends->conn, sql, true);
+	return sql;
 }
 
 static void
@@ -841,8 +842,7 @@ void
 validate_target_digest(ValidateEnds *ends, const char *where)
 {
 	ValidatePlan *plan = ends->plan;
-	char	   *sql = psprintf("%s%s%s", digest_select(plan, VALIDATE_TARGET),
-							   validate_from_target(ends, where), digest_group(plan));
+	char	   *sql = digest_query(plan, VALIDATE_TARGET, validate_from_target(ends, where));
 	int			level;
 
 	SPI_connect();

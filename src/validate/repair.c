@@ -184,7 +184,7 @@ put_counts(Repair *r, ValidateTask *task, MigrateResyncCounts *counts, ValidateR
 static void
 repair_mapping(Repair *r, ValidateTask *task)
 {
-	ValidateEnds ends;
+	ValidateEnds ends = {0};
 	ValidateResult before,
 				after = {0};
 	MigrateResyncCounts counts = {0};

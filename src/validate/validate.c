@@ -19,6 +19,7 @@
  */
 #include "migrate.h"
 
+#include "access/xact.h"
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
@@ -27,6 +28,7 @@
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
+#include "utils/resowner.h"
 
 #include "validate.h"
 
@@ -240,7 +242,6 @@ void
 validate_open_ends(ValidateEnds *ends, MigrateJob *job, ValidateTask *task, ValidateCut *cut,
 				   MigrateConn **conn, MemoryContext conn_cxt)
 {
-	memset(ends, 0, sizeof(*ends));
 	ends->job = job;
 	ends->cut = cut;
 	ends->map = migrate_mapping_load(task->mapping_id);
@@ -257,12 +258,40 @@ validate_open_ends(ValidateEnds *ends, MigrateJob *job, ValidateTask *task, Vali
 	}
 }
 
+/*
+ * What is read here is read in a subtransaction that is rolled back: so the
+ * locks of reading are gone before apply is waited for again, which may need
+ * stronger ones for a TRUNCATE.
+ */
+static void
+begin_reading(ValidateEnds *ends)
+{
+	ends->mcxt = CurrentMemoryContext;
+	ends->owner = CurrentResourceOwner;
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(ends->mcxt);
+}
+
+static void
+end_reading(ValidateEnds *ends)
+{
+	validate_cut_end(ends->conn, ends->cut);
+	RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(ends->mcxt);
+	CurrentResourceOwner = ends->owner;
+}
+
 /* A later cut, for what differed at the first. */
 static void
 renew_cut(ValidateEnds *ends)
 {
-	validate_cut_end(ends->conn, ends->cut);
+	MemoryContext mcxt = CurrentMemoryContext;
+
+	end_reading(ends);
+	begin_reading(ends);
+	migrate_mapping_compile(ends->map, ends->src);
 	validate_cut_begin(ends->job, ends->src, ends->conn, ends->cut);
+	MemoryContextSwitchTo(mcxt);
 }
 
 /*
@@ -277,20 +306,23 @@ validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level, MigrateCo
 	int64		id = validate_begin_run(job, task->mapping_id, NULL, level);
 
 	memset(result, 0, sizeof(*result));
+	memset(&ends, 0, sizeof(ends));
+	begin_reading(&ends);
 	validate_open_ends(&ends, job, task, &cut, conn, conn_cxt);
 	validate_cut_begin(job, ends.src, ends.conn, &cut);
 	if (cut.exact)
 		ends.renew = renew_cut;
+	ends.done = end_reading;
 	if (level == LEVEL_COUNT)
 	{
 		result->source_rows = validate_count_source(&ends);
 		result->target_rows = validate_count_target(&ends);
 		result->mismatches = Max(result->source_rows, result->target_rows) -
 			Min(result->source_rows, result->target_rows);
+		end_reading(&ends);
 	}
 	else
 		validate_compare(&ends, level, id, result);
-	validate_cut_end(ends.conn, &cut);
 	validate_end_run(job, task->target, level, id, result, &cut,
 					 validate_describe(task, level, result, &cut), rsinfo);
 	return id;

@@ -11,6 +11,7 @@
  *	  compare.c		buckets, drill-down to rows, details of the differences
  *	  validate.c	migrate_validate(), the record of a run
  *	  check.c		the user's queries
+ *	  scheduled.c	validations that a job makes by itself
  *	  resync.c		a target brought in line
  *	  repair.c		migrate_repair()
  *	  resync.c		write what differs (migrate_resync)
@@ -197,7 +198,12 @@ typedef struct ValidateEnds
 	 * NULL: keep those that there are.
 	 */
 	void		(*renew) (struct ValidateEnds *ends);
+
+	/* called when nothing is read any more, before anything is recorded */
+	void		(*done) (struct ValidateEnds *ends);
 	ValidateCut *cut;
+	MemoryContext mcxt;			/* around the subtransaction of reading */
+	struct ResourceOwnerData *owner;
 	bool		careful;		/* read chunk by chunk: some rows cannot be */
 	int64		seen;			/* rows met in the careful way */
 } ValidateEnds;
