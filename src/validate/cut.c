@@ -60,6 +60,13 @@
 /* a cut is not begun while apply is so far behind, bytes of WAL */
 #define NEAR_ENOUGH (16 * 1024 * 1024)
 
+/*
+ * Apply comes to stand when its batch is over, which may have rows to fetch.  A
+ * transaction that holds up apply, as the caller's may, is not seen by the
+ * deadlock detector; so there is an end.
+ */
+#define PATIENCE 60000
+
 /* the source's WAL is made to move on after so long, ms */
 #define NUDGE_AFTER 200
 
@@ -153,17 +160,17 @@ static XLogRecPtr
 wait_held(CutState *s, XLogRecPtr at)
 {
 	TimestampTz start = GetCurrentTimestamp();
+	int			patience = Max(s->job->lock_timeout_ms, PATIENCE);
 	XLogRecPtr	applied;
 
 	ConditionVariablePrepareToSleep(&s->shared->changed);
 	while (!apply_stands(s, at, &applied))
 	{
-		if (s->job->lock_timeout_ms > 0 &&
-			TimestampDifferenceExceeds(start, GetCurrentTimestamp(), s->job->lock_timeout_ms))
+		if (TimestampDifferenceExceeds(start, GetCurrentTimestamp(), patience))
 			ereport(ERROR,
 					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 					 errmsg("the apply worker of job \"%s\" did not come to stand within %d ms",
-							s->job->name, s->job->lock_timeout_ms),
+							s->job->name, patience),
 					 errhint("A transaction may keep it waiting, this one included; or raise the option \"lock_timeout\".")));
 		(void) ConditionVariableTimedSleep(&s->shared->changed, MIGRATE_NAP, PG_WAIT_EXTENSION);
 	}

@@ -77,9 +77,12 @@ map_batch(ValidateEnds *ends, MigrateBatch *batch)
 
 		MemoryContextSwitchTo(mcxt);
 		edata = CopyErrorData();
-		if (!migrate_error_is_of_row(edata->sqlerrcode))
-			PG_RE_THROW();
 		FlushErrorState();
+		if (!migrate_error_is_of_row(edata->sqlerrcode))
+		{
+			RollbackAndReleaseCurrentSubTransaction();
+			ReThrowError(edata);
+		}
 		FreeErrorData(edata);
 		failed = true;
 	}
@@ -232,12 +235,12 @@ try_read_range(ValidateEnds *ends, MigrateRange *range, MigrateBatch *batch,
 
 		MemoryContextSwitchTo(mcxt);
 		edata = CopyErrorData();
-		if (!migrate_reader_error_is_of_row(reader, edata))
-			PG_RE_THROW();
+		readable = !migrate_reader_error_is_of_row(reader, edata);
 		FlushErrorState();
-		FreeErrorData(edata);
 		RollbackAndReleaseCurrentSubTransaction();
-		readable = false;
+		if (readable)
+			ReThrowError(edata);
+		FreeErrorData(edata);
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(mcxt);

@@ -294,6 +294,30 @@ renew_cut(ValidateEnds *ends)
 	MemoryContextSwitchTo(mcxt);
 }
 
+/* Read both sides and compare; ends in no subtransaction. */
+static void
+read_both(ValidateEnds *ends, MigrateJob *job, ValidateTask *task, ValidateLevel level,
+		  int64 id, ValidateCut *cut, MigrateConn **conn, MemoryContext conn_cxt,
+		  ValidateResult *result)
+{
+	begin_reading(ends);
+	validate_open_ends(ends, job, task, cut, conn, conn_cxt);
+	validate_cut_begin(job, ends->src, ends->conn, cut);
+	if (cut->exact)
+		ends->renew = renew_cut;
+	ends->done = end_reading;
+	if (level == LEVEL_COUNT)
+	{
+		result->source_rows = validate_count_source(ends);
+		result->target_rows = validate_count_target(ends);
+		result->mismatches = Max(result->source_rows, result->target_rows) -
+			Min(result->source_rows, result->target_rows);
+		end_reading(ends);
+	}
+	else
+		validate_compare(ends, level, id, result);
+}
+
 /*
  * Validate one mapping; the id of the run.
  */
@@ -301,28 +325,31 @@ int64
 validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level, MigrateConn **conn,
 			 MemoryContext conn_cxt, ReturnSetInfo *rsinfo, ValidateResult *result)
 {
-	ValidateEnds ends;
+	ValidateEnds ends = {0};
 	ValidateCut cut;
+	MemoryContext mcxt = CurrentMemoryContext;
+	int			depth = GetCurrentTransactionNestLevel();
 	int64		id = validate_begin_run(job, task->mapping_id, NULL, level);
 
 	memset(result, 0, sizeof(*result));
-	memset(&ends, 0, sizeof(ends));
-	begin_reading(&ends);
-	validate_open_ends(&ends, job, task, &cut, conn, conn_cxt);
-	validate_cut_begin(job, ends.src, ends.conn, &cut);
-	if (cut.exact)
-		ends.renew = renew_cut;
-	ends.done = end_reading;
-	if (level == LEVEL_COUNT)
+	PG_TRY();
 	{
-		result->source_rows = validate_count_source(&ends);
-		result->target_rows = validate_count_target(&ends);
-		result->mismatches = Max(result->source_rows, result->target_rows) -
-			Min(result->source_rows, result->target_rows);
-		end_reading(&ends);
+		read_both(&ends, job, task, level, id, &cut, conn, conn_cxt, result);
 	}
-	else
-		validate_compare(&ends, level, id, result);
+	PG_CATCH();
+	{
+		ErrorData  *edata;
+
+		/* an error must not leave a subtransaction of ours open */
+		MemoryContextSwitchTo(mcxt);
+		edata = CopyErrorData();
+		FlushErrorState();
+		while (GetCurrentTransactionNestLevel() > depth)
+			RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(mcxt);
+		ReThrowError(edata);
+	}
+	PG_END_TRY();
 	validate_end_run(job, task->target, level, id, result, &cut,
 					 validate_describe(task, level, result, &cut), rsinfo);
 	return id;

@@ -76,8 +76,8 @@ sql(qq{
 	UPDATE v.still s SET e = NULL FROM planted p WHERE p.id = s.id AND kind = 'null';
 	UPDATE v.still s SET big = overlay(big placing '!' from length(big) / 2) FROM planted p WHERE p.id = s.id AND kind = 'toast';
 	-- values that rows exchange: a ring of all of them
-	UPDATE v.still s SET t = o.t FROM (SELECT p.id, lead(q.t, 1, first_value(q.t) OVER (ORDER BY p.id)) OVER (ORDER BY p.id) AS t
-		FROM planted p JOIN v.still q USING (id) WHERE kind = 'swap') o WHERE o.id = s.id;
+	UPDATE v.still s SET t = o.t FROM (SELECT id, coalesce(lead(q.t) OVER w, first_value(q.t) OVER w) AS t
+		FROM planted p JOIN v.still q USING (id) WHERE kind = 'swap' WINDOW w AS (ORDER BY id)) o WHERE o.id = s.id;
 	-- sums of a column stay what they were
 	UPDATE v.still s SET x = x + CASE WHEN p.n % 2 = 0 THEN 1 ELSE -1 END
 		FROM (SELECT *, row_number() OVER (ORDER BY id) n FROM planted WHERE kind = 'shift') p WHERE p.id = s.id;
