@@ -292,6 +292,7 @@ extern void migrate_source_begin(MigrateConn *conn, MigrateSource *src,
 								 MigrateRange *range, MigrateSourceTxn *txn);
 extern void migrate_source_wait_durable(MigrateConn *conn, MigrateSourceTxn *txn);
 extern void migrate_source_end(MigrateConn *conn);
+extern bool migrate_snapshot_sees(const char *snapshot, const TransactionId *xids, int n);
 
 /* ----------------------------------------------------------------
  * in extract/reader.c (and reader_copy.c, reader_fdw.c): rows of a range

@@ -335,3 +335,37 @@ migrate_source_end(MigrateConn *conn)
 	if (PQtransactionStatus(conn->pg) != PQTRANS_IDLE)
 		migrate_exec_quietly(conn, "ROLLBACK");
 }
+
+/*
+ * Does a snapshot of the source, pg_snapshot as text (xmin:xmax:xip,..), see
+ * all of these transactions?  They are of the stream, so they have committed;
+ * but a commit is there before it is in anybody's sight.
+ */
+bool
+migrate_snapshot_sees(const char *snapshot, const TransactionId *xids, int n)
+{
+	unsigned long long xmin,
+				xmax;
+	int			used = 0;
+
+	if (snapshot == NULL || sscanf(snapshot, "%llu:%llu:%n", &xmin, &xmax, &used) < 2 || used == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_PROTOCOL_VIOLATION),
+				 errmsg("the source has given no snapshot")));
+	for (int i = 0; i < n; i++)
+		if ((int32) (xids[i] - (TransactionId) xmax) >= 0)
+			return false;
+	for (const char *at = snapshot + used; *at; at++)
+	{
+		char	   *end;
+		TransactionId xid = (TransactionId) strtoull(at, &end, 10);
+
+		for (int i = 0; i < n; i++)
+			if (xids[i] == xid)
+				return false;
+		if (*end == '\0')
+			break;
+		at = end;
+	}
+	return true;
+}

@@ -99,39 +99,6 @@ must_leave(void)
  * ----------------------------------------------------------------
  */
 /*
- * Does a snapshot of the source, pg_snapshot as text (xmin:xmax:xip,..), see
- * all transactions of the batch?
- */
-static bool
-sees_batch(ApplyWorker *w, const char *snapshot)
-{
-	unsigned long long xmin,
-				xmax;
-	int			used = 0;
-
-	if (snapshot == NULL || sscanf(snapshot, "%llu:%llu:%n", &xmin, &xmax, &used) < 2 || used == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_PROTOCOL_VIOLATION),
-				 errmsg("the source has given no snapshot")));
-	for (int i = 0; i < w->nxids; i++)
-		if ((int32) (w->xids[i] - (TransactionId) xmax) >= 0)
-			return false;
-	for (const char *at = snapshot + used; *at; at++)
-	{
-		char	   *end;
-		TransactionId xid = (TransactionId) strtoull(at, &end, 10);
-
-		for (int i = 0; i < w->nxids; i++)
-			if (w->xids[i] == xid)
-				return false;
-		if (*end == '\0')
-			break;
-		at = end;
-	}
-	return true;
-}
-
-/*
  * A commit is in the stream before it is in anybody's sight, and much longer
  * when it waits for a synchronous standby: what is read now would be the rows
  * as they were before, or none under a new key.  So nothing is read from the
@@ -144,7 +111,8 @@ wait_until_seen(ApplyWorker *w)
 
 	for (;;)
 	{
-		if (sees_batch(w, migrate_exec_value(w->conn, "SELECT pg_current_snapshot()")))
+		if (migrate_snapshot_sees(migrate_exec_value(w->conn, "SELECT pg_current_snapshot()"),
+								  w->xids, w->nxids))
 			return;
 		migrate_worker_phase("unseen");
 		if (must_leave())

@@ -37,12 +37,15 @@
 #include "fmgr.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/latch.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 
 #include "apply.h"
+#include "control/control.h"
 #include "doubles.h"
 #include "refetch.h"
 
@@ -50,6 +53,10 @@ PGDLLEXPORT PG_FUNCTION_INFO_V1(migrate_replay);
 
 /* Letters taken at a time. */
 #define REPLAY_PORTION 200
+
+/* for a commit that the source does not show yet: how long, between looks, ms */
+#define SEEN_PATIENCE 10000
+#define SEEN_DELAY 20
 
 /* A mapping that letters of this call belong to, ready to write. */
 typedef struct ReplayTarget
@@ -332,20 +339,72 @@ parse_place(MigrateSource *src, const char *raw, MigrateRange *range)
 	return true;
 }
 
-static void
-connect_source(Replay *replay, ReplayTarget *t)
+/*
+ * The source transactions that apply took last, while it lives; the writer
+ * lock keeps it from taking more.
+ */
+static int
+applied_lately(Replay *replay, TransactionId **xids)
 {
-	MigrateSourceTxn txn;
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(replay->job->job_id)};
+	dsm_segment *seg;
+	MigrateShared *shared;
+	int			n = 0;
+
+	*xids = palloc(sizeof(TransactionId) * MIGRATE_RECENT_XIDS);
+	migrate_spi_exec("SELECT shm_handle FROM migrate.job WHERE job_id = $1",
+					 1, types, values, NULL, SPI_OK_SELECT);
+	shared = migrate_shmem_peek(migrate_spi_int64(0, 0, 0), replay->job->job_id, &seg);
+	if (shared == NULL)
+		return 0;
+	SpinLockAcquire(&shared->mutex);
+	n = Min(shared->live.nrecent, MIGRATE_RECENT_XIDS);
+	memcpy(*xids, shared->live.recent, sizeof(TransactionId) * n);
+	SpinLockRelease(&shared->mutex);
+	migrate_shmem_unpeek(seg);
+	return n;
+}
+
+/*
+ * A transaction on the source.  Of a live job, one that sees all that apply has
+ * taken: a commit that waits for a synchronous standby is in the stream and
+ * applied while the source still shows the rows of before it, and those must
+ * not be written over what came since.
+ */
+static void
+connect_source(Replay *replay, ReplayTarget *t, MigrateSourceTxn *txn)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+	TransactionId *xids = NULL;
+	int			n = replay->job->live ? applied_lately(replay, &xids) : 0;
 
 	replay->conn = migrate_connect(t->src->server, replay->job->owner,
 								   replay->job->name, "replay",
 								   replay->job->connect_timeout_s);
-	migrate_source_begin(replay->conn, t->src, NULL, &txn);
+	for (;;)
+	{
+		migrate_source_begin(replay->conn, t->src, NULL, txn);
+		if (n == 0 || migrate_snapshot_sees(txn->snapshot, xids, n))
+			return;
+		migrate_source_end(replay->conn);
+		if (TimestampDifferenceExceeds(begin, GetCurrentTimestamp(), SEEN_PATIENCE))
+			ereport(ERROR,
+					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					 errmsg("the source does not show yet what has been applied here"),
+					 errdetail("A commit there waits, for a synchronous standby perhaps."),
+					 errhint("Try again later.")));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 SEEN_DELAY, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
 }
 
 /* All rows of a range into the batch, over the connection just made. */
 static void
-fetch_range(Replay *replay, ReplayTarget *t, MigrateRange *range, MigrateBatch *batch)
+fetch_range(Replay *replay, ReplayTarget *t, MigrateRange *range, MigrateBatch *batch,
+			MigrateSourceTxn *txn)
 {
 	Datum	   *values = palloc(sizeof(Datum) * Max(t->src->ncolumns, 1));
 	bool	   *nulls = palloc(sizeof(bool) * Max(t->src->ncolumns, 1));
@@ -357,6 +416,7 @@ fetch_range(Replay *replay, ReplayTarget *t, MigrateRange *range, MigrateBatch *
 		migrate_batch_add(batch, values, nulls, bytes);
 	migrate_reader_close(replay->reader);
 	replay->reader = NULL;
+	migrate_source_wait_durable(replay->conn, txn);
 	migrate_source_end(replay->conn);
 	migrate_disconnect(replay->conn);
 	replay->conn = NULL;
@@ -368,12 +428,13 @@ fetch_by_key(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *batc
 {
 	MigrateSource *src = t->src;
 	MigrateRange range = {.block_hi = -1};
+	MigrateSourceTxn txn;
 
 	range.key_at = palloc(sizeof(char *) * src->nkeys);
 	for (int k = 0; k < src->nkeys; k++)
 		range.key_at[k] = refetch_key_value(letter->key, src->columns[src->keys[k]].name);
-	connect_source(replay, t);
-	fetch_range(replay, t, &range, batch);
+	connect_source(replay, t, &txn);
+	fetch_range(replay, t, &range, batch, &txn);
 }
 
 /*
@@ -385,6 +446,7 @@ static void
 fetch_by_place(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *batch)
 {
 	MigrateRange range;
+	MigrateSourceTxn txn;
 	char	   *key,
 			   *raw;
 
@@ -393,20 +455,20 @@ fetch_by_place(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *ba
 				(errcode(ERRCODE_NO_DATA),
 				 errmsg("the row has no key and no place by which it could be read again"),
 				 errhint("Load it by hand or copy the table again with migrate_recopy, then discard the letter.")));
-	connect_source(replay, t);
+	connect_source(replay, t, &txn);
 	migrate_range_raw(replay->conn, t->src, &range, &key, &raw);
 	if (!same_bytes(raw, letter->raw))
 		ereport(ERROR,
 				(errcode(ERRCODE_NO_DATA),
 				 errmsg("the row has no key, and is not at its place any more as it was"),
 				 errhint("Load it by hand or copy the table again with migrate_recopy, then discard the letter.")));
-	fetch_range(replay, t, &range, batch);
+	fetch_range(replay, t, &range, batch, &txn);
 }
 
 static void
 fetch_letter(Replay *replay, ReplayTarget *t, Letter *letter, MigrateBatch *batch)
 {
-	if (letter->key && t->src->nkeys > 0 && t->src->only_parent)
+	if (letter->key && t->src->nkeys > 0 && (t->src->only_parent || replay->job->live))
 		fetch_by_key(replay, t, letter, batch);
 	else if (letter->key && t->src->nkeys > 0)
 		refetch_by_key(t->src, letter->key, batch);
