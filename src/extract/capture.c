@@ -342,7 +342,8 @@ take_idle_position(void)
 
 /*
  * Jobs in a state between preparing and cut over need the stream; one that has
- * failed keeps it, too, since migrate_resume lets it go on.  Limits are the
+ * failed keeps it, too, since migrate_resume lets it go on.  A stream that is
+ * said to be lost (migrate_resync) is of no use to any.  Limits are the
  * tightest, what is to be kept the most.
  */
 static void
@@ -357,6 +358,7 @@ load_wishes(void)
 					" min(migrate._option(j.job_id, 'retry_max_delay')::bigint),"
 					" min(migrate._option(j.job_id, 'connect_timeout')::bigint)"
 					" FROM migrate.job_stream s JOIN migrate.job j USING (job_id)"
+					" JOIN migrate.stream m ON m.stream_id = s.stream_id AND m.state = 'running'"
 					" WHERE s.stream_id = $1 AND j.state NOT IN ('defined', 'copied', 'finished', 'cancelled')",
 					SPI_OK_SELECT);
 	me.needed = migrate_spi_int64(0, 0, 0) > 0;
