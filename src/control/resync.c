@@ -130,7 +130,7 @@ capture_ended(MigrateStream *stream)
 	StartTransactionCommand();
 	migrate_spi_begin();
 	migrate_spi_exec("UPDATE migrate.stream SET state = 'lost', last_sqlstate = '55000',"
-					 " last_error = 'it is begun anew by migrate_resync'"
+					 " last_error = 'it is begun anew by migrate_resync of another job'"
 					 " WHERE stream_id = $1 AND state = 'running'",
 					 1, &type, &arg, NULL, SPI_OK_UPDATE);
 	migrate_spi_end();

@@ -97,6 +97,15 @@ check_identity(MigrateConn *conn, MigrateStream *stream)
 	if (stream->timeline != 0 && id.timeline != stream->timeline)
 		migrate_stream_lost(stream, "the source is on timeline %d, not %d: it has failed over, or was restored from a backup",
 							id.timeline, stream->timeline);
+
+	/*
+	 * what is here was durable there: only a past of it can be behind us
+	 * (P18)
+	 */
+	if (id.flush_lsn < stream->spooled_lsn)
+		migrate_stream_lost(stream, "the source is at %X/%X, and changes up to %X/%X are here: it was restored from a backup",
+							LSN_FORMAT_ARGS(id.flush_lsn),
+							LSN_FORMAT_ARGS(stream->spooled_lsn));
 }
 
 /* P18 and the rest about the slot. */

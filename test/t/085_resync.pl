@@ -182,7 +182,7 @@ wait_job($target, 'k', 'streaming');
 sql(q{SELECT migrate_resync('j')});
 wait_job($target, 'j', 'streaming');
 ok(wait_for(sub { job_state($target, 'k') eq 'failed' }), 'the other job of the stream fails');
-like(sql(q{SELECT last_error FROM migrate.job WHERE job = 'k'}), qr/begun anew by migrate_resync of another job.*migrate_resync makes it good/, 'and is told to resync, too');
+like(sql(q{SELECT last_error FROM migrate.job WHERE job = 'k'}), qr/begun anew by migrate_resync of another job.*; migrate_resync makes it good/, 'and is told to resync, too');
 work(3);
 sql(q{SELECT migrate_resync('k')});
 wait_job($target, 'k', 'streaming');
