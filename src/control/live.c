@@ -467,6 +467,8 @@ migrate_turn_stream(MigrateJob *job)
 	if (watch(job))
 		return TURN_AGAIN;
 	migrate_validate_scheduled(job);
+	migrate_cutover_tidy(job);
+	MemoryContextSwitchTo(me.cxt);
 	migrate_worker_phase("stream");
 	pgstat_report_activity(STATE_IDLE, psprintf("watching job %s stream", job->name));
 	return TURN_WAIT;

@@ -41,8 +41,10 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/latch.h"
+#include "storage/lock.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
 
@@ -52,11 +54,17 @@
 #include "extract/extract.h"
 #include "load/apply.h"
 
-/* how long the reverse worker may take to leave, ms */
-#define DISARM_PATIENCE 10000
+/* how long the reverse and apply workers may take to leave, ms */
+#define LEAVE_PATIENCE 10000
 
 /* P33: the fence is looked for so often while cut over, ms */
 #define FENCE_WATCH 10000
+
+/* RelationGetRelid of targets that this session has locked, see lock_targets() */
+static List *locked_targets = NIL;
+
+/* The way back of a cutover that was undone or rolled back may be left. */
+static bool may_be_left = true;
 
 /* While cut over; nothing of it matters after a crash. */
 static struct
@@ -313,12 +321,131 @@ step_drain(Cutover *c)
 	return psprintf("up to %X/%X", LSN_FORMAT_ARGS(lsn));
 }
 
+/*
+ * P30: before the target is opened, and before the apply position moves, the
+ * apply worker has left.  It would take what the way back brings to the source
+ * for news from there, and put it over what was written here since.  Its lock
+ * tells of one that a job worker before us has started.
+ */
+void
+migrate_cutover_stop_apply(Cutover *c)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+
+	while (!migrate_apply_stop(false) ||
+		   !migrate_worker_lock(MIGRATE_LOCK_APPLY, c->job->job_id))
+	{
+		migrate_cutover_deadline(c);
+		if (migrate_cutover_ms_since(begin) > LEAVE_PATIENCE)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("the apply worker of job \"%s\" does not leave", c->job->name)));
+		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
+	}
+	migrate_worker_unlock(MIGRATE_LOCK_APPLY, c->job->job_id);
+}
+
+static void
+target_tag(LOCKTAG *tag, Oid relid)
+{
+	SET_LOCKTAG_RELATION(*tag, MyDatabaseId, relid);
+}
+
+static void
+lock_target(Oid relid)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	LOCKTAG		tag;
+
+	target_tag(&tag, relid);
+	PG_TRY();
+	{
+		(void) LockAcquire(&tag, ShareRowExclusiveLock, true, false);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(mcxt);
+		if (geterrcode() != ERRCODE_LOCK_NOT_AVAILABLE)
+			PG_RE_THROW();
+		FlushErrorState();
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("table \"%s\" of the target could not be locked within max_downtime",
+						get_rel_name(relid)),
+				 errhint("Look for VACUUM, ANALYZE or CREATE INDEX at work on it.")));
+	}
+	PG_END_TRY();
+}
+
+static void
+note_locked(Oid relid)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	locked_targets = lappend_oid(locked_targets, relid);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * The locks that opening takes, while it can still be undone: once the fence
+ * has committed, nothing may stand between it and the opening (P28), and a
+ * VACUUM does.  They are the session's, over the transactions of the steps.
+ */
+static void
+lock_targets(Cutover *c)
+{
+	Oid			type = INT4OID;
+	Datum		value = Int32GetDatum(c->job->job_id);
+	Oid		   *relids;
+	int			n;
+
+	StartTransactionCommand();
+	migrate_spi_begin();
+	(void) set_config_option("lock_timeout",
+							 psprintf("%lld", (long long) Max(1, c->row->max_downtime_ms - migrate_cutover_ms_since(c->paused_at))),
+							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	migrate_spi_exec("SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g"
+					 " WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgparentid = 0"
+					 " AND g.tgname = 'migrate_guard_' || $1 ORDER BY 1",
+					 1, &type, &value, NULL, SPI_OK_SELECT);
+	n = (int) SPI_processed;
+	relids = palloc(sizeof(Oid) * (n + 1));
+	for (int i = 0; i < n; i++)
+		relids[i] = (Oid) migrate_spi_int64(i, 0, 0);
+	for (int i = 0; i < n; i++)
+	{
+		lock_target(relids[i]);
+		note_locked(relids[i]);
+	}
+	migrate_spi_end();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(c->row->mcxt);
+}
+
+static void
+unlock_targets(void)
+{
+	ListCell   *lc;
+
+	foreach(lc, locked_targets)
+	{
+		LOCKTAG		tag;
+
+		target_tag(&tag, lfirst_oid(lc));
+		(void) LockRelease(&tag, ShareRowExclusiveLock, true);
+	}
+	list_free(locked_targets);
+	locked_targets = NIL;
+}
+
 /* P2 under the fence, and what else must be so. */
 static char *
 step_check(Cutover *c)
 {
 	MemoryContext mcxt = CurrentMemoryContext;
 
+	migrate_cutover_stop_apply(c);
+	lock_targets(c);
 	StartTransactionCommand();
 	migrate_drift_refuse(c->job, NIL, c->fence_conn);
 	CommitTransactionCommand();
@@ -359,6 +486,7 @@ static char *
 step_open(Cutover *c)
 {
 	migrate_cutover_open(c->row, c->paused_at);
+	unlock_targets();
 	migrate_fault("cutover-opened");
 	return NULL;
 }
@@ -448,9 +576,27 @@ disarm_reverse(Cutover *c)
 {
 	TimestampTz begin = GetCurrentTimestamp();
 
-	while (!migrate_reverse_stop() && migrate_cutover_ms_since(begin) < DISARM_PATIENCE)
+	while (!migrate_reverse_stop() && migrate_cutover_ms_since(begin) < LEAVE_PATIENCE)
 		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
 	(void) migrate_cutover_call(c->row, "SELECT count(*) FROM migrate._disarm_reverse($1)");
+}
+
+/*
+ * In state streaming: a worker before us may have ended after a cutover was
+ * undone or rolled back, and before its slot was dropped, which would hold
+ * WAL for ever.
+ */
+void
+migrate_cutover_tidy(MigrateJob *job)
+{
+	MigrateCutover row = {.job = job,.mcxt = CurrentMemoryContext};
+	Cutover		c = {.row = &row,.job = job};
+
+	if (!may_be_left)
+		return;
+	if (migrate_cutover_call(&row, "SELECT count(*) FROM migrate.reverse WHERE job_id = $1") > 0)
+		disarm_reverse(&c);
+	may_be_left = migrate_cutover_call(&row, "SELECT count(*) FROM migrate.reverse WHERE job_id = $1") > 0;
 }
 
 /* Undone: what is left to say.  The source is open again at the latest now. */
@@ -462,6 +608,7 @@ give_up(Cutover *c, ErrorData *edata)
 	if (c->fence_conn && c->fence && c->paused_at != 0)
 		migrate_fence_rollback(c->fence);
 	migrate_cutover_hang_up(c);
+	unlock_targets();
 	migrate_cutover_undone(c->row, edata, paused_at);
 	disarm_reverse(c);
 	migrate_cutover_hooks(c->row, "undone", NULL, 0);
@@ -492,8 +639,10 @@ settle(Cutover *c, ErrorData *edata)
 		give_up(c, edata);
 		return;
 	}
+	migrate_cutover_stop_apply(c);
 	migrate_cutover_step_begin(c->row, "open", true, false);
 	migrate_cutover_open(c->row, c->row->paused_at);
+	unlock_targets();
 	migrate_cutover_run_hooks(c, "after_open");
 	migrate_cutover_hang_up(c);
 }
@@ -511,6 +660,7 @@ migrate_cutover_turn(MigrateJob *job)
 	ErrorData  *volatile edata = NULL;
 	volatile bool done = false;
 
+	may_be_left = true;
 	c.row = migrate_cutover_load(job);
 	if (c.row == NULL)
 	{

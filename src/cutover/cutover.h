@@ -28,6 +28,8 @@ typedef struct MigrateFence
 	MigrateJob *job;
 	MigrateConn *conn;			/* whose transaction owns the fence */
 	char	   *schema;			/* on the source, of the fence's function */
+	char	   *trigger;		/* names, quoted as schema is */
+	char	   *truncate_trigger;
 	List	   *relations;		/* char *, quoted; those with rows first */
 	int			nleaves;		/* of them, those that hold rows */
 } MigrateFence;
@@ -97,5 +99,6 @@ extern char *migrate_fence_drop(MigrateFence *fence, int lock_ms);
  */
 extern void migrate_cutover_turn(MigrateJob *job);
 extern void migrate_cut_over_turn(MigrateJob *job);
+extern void migrate_cutover_tidy(MigrateJob *job);
 
 #endif							/* MIGRATE_CUTOVER_H */

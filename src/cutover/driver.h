@@ -31,6 +31,7 @@ extern void migrate_cutover_doze(long ms);
 extern void migrate_cutover_connect(Cutover *c);
 extern void migrate_cutover_hang_up(Cutover *c);
 extern void migrate_cutover_run_hooks(Cutover *c, const char *phase);
+extern void migrate_cutover_stop_apply(Cutover *c);
 extern XLogRecPtr migrate_cutover_source_position(MigrateConn *conn);
 
 /* in rollback.c */

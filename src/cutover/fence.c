@@ -48,8 +48,6 @@
 #include "extract/extract.h"
 
 #define FENCE_FUNCTION "migrate_fence"
-#define FENCE_TRIGGER "migrate_fence"
-#define FENCE_TRUNCATE_TRIGGER "migrate_fence_truncate"
 
 /* in the function's body, behind a comment: how it is recognised */
 #define FENCE_MARK "migrate fence closed by "
@@ -154,8 +152,10 @@ migrate_fence_create(MigrateJob *job, MigrateConn *conn)
 	fence->conn = conn;
 	SPI_connect();
 	schema = schema_of(job);
-	fence->schema = MemoryContextStrdup(mcxt, quote_identifier(schema));
 	MemoryContextSwitchTo(mcxt);
+	fence->schema = pstrdup(quote_identifier(schema));
+	fence->trigger = fence->schema;
+	fence->truncate_trigger = pstrdup(quote_identifier(psprintf("%s_truncate", schema)));
 	sources = sources_of(job);
 	SPI_finish();
 	MemoryContextSwitchTo(mcxt);
@@ -209,18 +209,22 @@ function_ddl(MigrateFence *fence, const char *digest, const char *new_home)
  * ----------------------------------------------------------------
  */
 
-/* P27: on every leaf, rows and TRUNCATE, whatever the session's role. */
+/*
+ * P27: on every leaf, rows and TRUNCATE, whatever the session's role.  They are
+ * named as the schema, after the job: another one that reads the same table has
+ * its own.
+ */
 static char *
 trigger_ddl(MigrateFence *fence, const char *relation)
 {
-	return psprintf("CREATE TRIGGER " FENCE_TRIGGER
+	return psprintf("CREATE TRIGGER %3$s"
 					" BEFORE INSERT OR UPDATE OR DELETE ON %1$s"
 					" FOR EACH ROW EXECUTE FUNCTION %2$s." FENCE_FUNCTION "();"
-					"CREATE TRIGGER " FENCE_TRUNCATE_TRIGGER " BEFORE TRUNCATE ON %1$s"
+					"CREATE TRIGGER %4$s BEFORE TRUNCATE ON %1$s"
 					" FOR EACH STATEMENT EXECUTE FUNCTION %2$s." FENCE_FUNCTION "();"
-					"ALTER TABLE %1$s ENABLE ALWAYS TRIGGER " FENCE_TRIGGER ";"
-					"ALTER TABLE %1$s ENABLE ALWAYS TRIGGER " FENCE_TRUNCATE_TRIGGER,
-					relation, fence->schema);
+					"ALTER TABLE %1$s ENABLE ALWAYS TRIGGER %3$s;"
+					"ALTER TABLE %1$s ENABLE ALWAYS TRIGGER %4$s",
+					relation, fence->schema, fence->trigger, fence->truncate_trigger);
 }
 
 /* Recorded before it is made (invariant 7); in a transaction of its own. */
@@ -286,9 +290,10 @@ migrate_fence_arm(MigrateFence *fence, int lock_ms)
 		PQclear(migrate_exec(fence->conn,
 							 psprintf("BEGIN; SET LOCAL lock_timeout = %1$d;"
 									  " SET LOCAL client_min_messages = warning;"
-									  " DROP TRIGGER IF EXISTS " FENCE_TRIGGER " ON %2$s;"
-									  " DROP TRIGGER IF EXISTS " FENCE_TRUNCATE_TRIGGER " ON %2$s;"
-									  " %3$s; COMMIT", lock_ms, relation,
+									  " DROP TRIGGER IF EXISTS %3$s ON %2$s;"
+									  " DROP TRIGGER IF EXISTS %4$s ON %2$s;"
+									  " %5$s; COMMIT", lock_ms, relation,
+									  fence->trigger, fence->truncate_trigger,
 									  trigger_ddl(fence, relation))));
 		made++;
 	}

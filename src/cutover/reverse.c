@@ -430,6 +430,9 @@ apply_decoded(ReverseCounts *counts, int64 *changes)
 		PQclear(migrate_exec(worker.conn, "COMMIT"));
 		migrate_fault("reverse-committed");
 	}
+	/* dead letters must be on disk before the slot is confirmed */
+	if (counts->dead > 0)
+		ForceSyncCommit();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(TopMemoryContext);
 }

@@ -50,7 +50,7 @@
 #include "extract/extract.h"
 #include "load/apply.h"
 
-/* how long the reverse and apply workers may take to leave, ms */
+/* how long the reverse worker may take to leave, ms */
 #define LEAVE_PATIENCE 10000
 
 /* a step within the closing transaction, recorded with it */
@@ -132,10 +132,7 @@ wait_sent(Cutover *c, XLogRecPtr lsn, int64 patience_ms)
 static void
 lag(Cutover *c)
 {
-	XLogRecPtr	lsn = GetXLogInsertRecPtr();
-
-	XLogFlush(lsn);
-	wait_sent(c, lsn, c->row->lag_timeout_ms);
+	wait_sent(c, GetFlushRecPtr(NULL), c->row->lag_timeout_ms);
 }
 
 /* ----------------------------------------------------------------
@@ -289,7 +286,13 @@ close_and_drain(Cutover *c)
 	close_target(c);
 	end_inner(c, &step);
 	begin_inner(c, &step, "drain");
-	lsn = GetXLogInsertRecPtr();
+
+	/*
+	 * The record of the step before, which is behind every writer's commit.
+	 * The insert position would not do: at a page's border it is behind the
+	 * header of a page that is not there yet.
+	 */
+	lsn = XactLastRecEnd;
 	XLogFlush(lsn);
 	wait_sent(c, lsn, 0);
 	end_inner(c, &step);
@@ -341,22 +344,6 @@ lift(Cutover *c)
 	migrate_cutover_hang_up(c);
 }
 
-/* The apply worker of before the cutover must have left: its position moves. */
-static void
-require_apply_gone(Cutover *c)
-{
-	TimestampTz begin = GetCurrentTimestamp();
-
-	while (!migrate_apply_stop(false))
-	{
-		if (migrate_cutover_ms_since(begin) > LEAVE_PATIENCE)
-			ereport(ERROR,
-					(errcode(ERRCODE_OBJECT_IN_USE),
-					 errmsg("the apply worker of job \"%s\" does not leave", c->job->name)));
-		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
-	}
-}
-
 /* False: it stopped where it was to stop. */
 static bool
 run(Cutover *c)
@@ -365,7 +352,7 @@ run(Cutover *c)
 
 	migrate_cutover_step_begin(c->row, "prechecks", false, false);
 	prechecks(c);
-	require_apply_gone(c);
+	migrate_cutover_stop_apply(c);
 	migrate_cutover_step_end(c->row, "done", NULL);
 	migrate_cutover_step_begin(c->row, "lag", false, false);
 	lag(c);
