@@ -3,18 +3,29 @@
  */
 CREATE FUNCTION migrate._readiness()
 RETURNS TABLE (job_id int, go boolean, blockers text[], accepted text[], details jsonb)
-LANGUAGE sql VOLATILE
+LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT j.job_id, bool_and(b.name IS NULL OR a.reason IS NOT NULL),
-		   coalesce(array_agg(DISTINCT b.name) FILTER (WHERE b.name IS NOT NULL AND a.reason IS NULL), '{}'),
-		   coalesce(array_agg(DISTINCT b.name) FILTER (WHERE a.reason IS NOT NULL), '{}'),
-		   coalesce(jsonb_agg(to_jsonb(b)) FILTER (WHERE b.name IS NOT NULL), '[]')
-	FROM migrate.job j
-	LEFT JOIN LATERAL migrate._blockers(j) b ON true
-	LEFT JOIN migrate.acceptance a ON a.job_id = j.job_id AND a.check_name = 'cutover' AND a.object = b.name
-	WHERE j.capture = 'logical' AND j.state NOT IN ('finished', 'cut_over', 'cutting_over')
-	GROUP BY j.job_id
+#variable_conflict use_column
+DECLARE
+	j		migrate.job;
+BEGIN
+	FOR j IN SELECT * FROM migrate.job x
+			 WHERE x.capture = 'logical' AND x.state NOT IN ('finished', 'cut_over', 'cutting_over', 'rolling_back')
+			 ORDER BY x.job_id
+	LOOP
+		-- what going back would lose is told before it is armed
+		PERFORM migrate._plan_inverses(j.job_id);
+		RETURN QUERY
+		SELECT j.job_id, bool_and(b.name IS NULL OR a.reason IS NOT NULL),
+			   coalesce(array_agg(DISTINCT b.name) FILTER (WHERE b.name IS NOT NULL AND a.reason IS NULL), '{}'),
+			   coalesce(array_agg(DISTINCT b.name) FILTER (WHERE a.reason IS NOT NULL), '{}'),
+			   coalesce(jsonb_agg(to_jsonb(b)) FILTER (WHERE b.name IS NOT NULL), '[]')
+		FROM (SELECT 1) one
+		LEFT JOIN LATERAL migrate._blockers(j) b ON true
+		LEFT JOIN migrate.acceptance a ON a.job_id = j.job_id AND a.check_name = 'cutover' AND a.object = b.name;
+	END LOOP;
+END
 $$;
 COMMENT ON FUNCTION migrate._readiness() IS 'blockers of the cutover of every job that follows its source live';
 
