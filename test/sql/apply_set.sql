@@ -194,3 +194,12 @@ CREATE TABLE a.two (code text PRIMARY KEY, id int);
 SELECT migrate_add_table('a', 'public.two', 'a.two', key => '{"code": "code"}');
 SELECT a.apply('a', 'public.two', '[{"id": 1, "code": "a"}]');
 \echo :LAST_ERROR_SQLSTATE
+
+\c regression regress_apply
+SET client_min_messages = error;
+DROP SCHEMA a CASCADE;
+SELECT migrate_drop_job('a');
+DROP SCHEMA IF EXISTS asrc CASCADE;
+DROP SERVER apply_src CASCADE;
+\c regression
+DROP DATABASE migrate_apply_src;
