@@ -240,6 +240,8 @@ typedef struct MigrateRange
 	List	   *keys_at;
 	/* and a condition in the source's words (transport copy); NULL: none */
 	char	   *where;
+	/* lock "relation" (or several, with commas) although it was not planned */
+	bool		lock;
 } MigrateRange;
 
 typedef struct MigrateChunk

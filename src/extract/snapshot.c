@@ -63,7 +63,7 @@ lock_statement(MigrateRange *range, bool by_select)
 {
 	const char *only;
 
-	if (range == NULL || (through_root(range) && range->fingerprint == NULL))
+	if (range == NULL || (through_root(range) && range->fingerprint == NULL && !range->lock))
 		return "";
 	only = through_root(range) ? "" : "ONLY ";
 	if (by_select)

@@ -778,6 +778,8 @@ init_worker(ApplyWorker *w, int job_id)
 	migrate_shared->live.batches = 0;
 	migrate_shared->live.idle = false;
 	migrate_shared->live.held = false;
+	/* after a resync ids may begin anew */
+	migrate_shared->live.nrecent = 0;
 	SpinLockRelease(&migrate_shared->mutex);
 }
 

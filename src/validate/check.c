@@ -240,7 +240,7 @@ validate_checks(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt,
 		return;
 	if (migrate_server_is_postgres(job->server))
 		validate_need_connection(job, conn, conn_cxt);
-	validate_cut_begin(job, &any, *conn, &cut);
+	validate_cut_begin(job, &any, NULL, *conn, &cut);
 	foreach(lc, checks)
 		run_check(job, lfirst(lc), *conn, &cut, rsinfo);
 	validate_cut_end(*conn, &cut);

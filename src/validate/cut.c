@@ -5,7 +5,8 @@
  *	  lies: what a job that follows its source live is compared at (P23).
  *
  *	  1. apply is held: it stands at a commit, position P
- *	  2. a snapshot S is opened on the source, then its insert position L read
+ *	  2. the tables are locked on the source (P1), a snapshot S is opened there,
+ *		 then its insert position L read
  *	  3. the spool is read from P to L: which transactions does S see?
  *	  4. those that S sees must come first; apply goes on to the end of the last
  *		 of them and is held there.  If they are no prefix of the order of
@@ -91,6 +92,7 @@ typedef struct CutState
 	ValidateCut *cut;
 	MigrateJob *job;
 	MigrateSource *src;
+	const char *tables;			/* on the source, to be locked; NULL: none */
 	MigrateConn *conn;
 	MigrateShared *shared;
 	dsm_segment *seg;
@@ -266,11 +268,15 @@ next_seq(CutState *s)
  * commits: do that.
  */
 static void
-nudge(CutState *s)
+nudge(CutState *s, XLogRecPtr upto)
 {
-	MigrateConn *conn = migrate_connect(s->job->server, s->job->owner, s->job->name,
-										"nudge", s->job->connect_timeout_s);
+	char	   *flushed = migrate_exec_value(s->conn, "SELECT pg_catalog.pg_current_wal_flush_lsn()");
+	MigrateConn *conn;
 
+	if (DatumGetLSN(DirectFunctionCall1(pg_lsn_in, CStringGetDatum(flushed))) >= upto)
+		return;
+	conn = migrate_connect(s->job->server, s->job->owner, s->job->name, "nudge",
+						   s->job->connect_timeout_s);
 	(void) migrate_exec_value(conn, "SELECT pg_catalog.txid_current()");
 	migrate_disconnect(conn);
 }
@@ -356,7 +362,7 @@ transactions_between(CutState *s, XLogRecPtr after, XLogRecPtr upto)
 		if (!nudged && TimestampDifferenceExceeds(start, GetCurrentTimestamp(), NUDGE_AFTER))
 		{
 			ConditionVariableCancelSleep();
-			nudge(s);
+			nudge(s, upto);
 			nudged = true;
 			ConditionVariablePrepareToSleep(&s->stream->spooled);
 			continue;
@@ -375,6 +381,24 @@ transactions_between(CutState *s, XLogRecPtr after, XLogRecPtr upto)
  */
 
 /*
+ * Open the source transaction.  P1: the tables are locked before the snapshot is
+ * taken; one that is emptied or rewritten between the two would look empty to
+ * the snapshot.
+ */
+static void
+begin_source(MigrateConn *conn, MigrateSource *src, const char *tables, MigrateSourceTxn *txn)
+{
+	MigrateRange range = {.relation = unconstify(char *, tables),.block_lo = -1,.block_hi = -1,
+	.lock = true};
+
+	migrate_source_begin(conn, src, tables ? &range : NULL, txn);
+	if (txn->rewritten)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("a source table does not exist any more: %s", tables)));
+}
+
+/*
  * Apply stands at P: open a snapshot and find where it is in the stream.
  * False when it is at no one place.
  */
@@ -386,7 +410,7 @@ match_snapshot(CutState *s, XLogRecPtr applied, XLogRecPtr *at)
 	ListCell   *lc;
 	bool		behind = false;
 
-	migrate_source_begin(s->conn, s->src, NULL, txn);
+	begin_source(s->conn, s->src, s->tables, txn);
 	parse_snapshot(txn->snapshot, &snap);
 	*at = applied;
 	if (apply_is_ahead(s, &snap))
@@ -523,9 +547,11 @@ obstacle(MigrateJob *job, MigrateSource *src, MigrateConn *conn)
 }
 
 static void
-cut_begin(MigrateJob *job, MigrateSource *src, MigrateConn *conn, ValidateCut *cut, bool writing)
+cut_begin(MigrateJob *job, MigrateSource *src, const char *tables, MigrateConn *conn,
+		  ValidateCut *cut, bool writing)
 {
-	CutState	s = {.cut = cut,.job = job,.src = src,.conn = conn,.writing = writing};
+	CutState	s = {.cut = cut,.job = job,.src = src,.tables = tables,.conn = conn,
+	.writing = writing};
 
 	memset(cut, 0, sizeof(*cut));
 	if (job->live)
@@ -548,18 +574,28 @@ cut_begin(MigrateJob *job, MigrateSource *src, MigrateConn *conn, ValidateCut *c
 		keep_apply(&s);
 	}
 	if (conn && src->transport == 'c')
-		migrate_source_begin(conn, src, NULL, &cut->txn);
+		begin_source(conn, src, tables, &cut->txn);
+}
+
+/* A source table's name as it is locked. */
+char *
+validate_lock_name(MigrateSource *src)
+{
+	return psprintf("%s%s", src->only_parent ? "ONLY " : "",
+					quote_qualified_identifier(src->remote_schema, src->remote_table));
 }
 
 /*
- * Open the source transaction of a comparison.  For a live job apply is brought
+ * Open the source transaction of a comparison, which locks tables there (names
+ * with commas, or NULL).  For a live job apply is brought
  * to stand where its snapshot is, and the target's snapshot of that moment is
  * made the active one; where that cannot be, cut->why says so.
  */
 void
-validate_cut_begin(MigrateJob *job, MigrateSource *src, MigrateConn *conn, ValidateCut *cut)
+validate_cut_begin(MigrateJob *job, MigrateSource *src, const char *tables, MigrateConn *conn,
+				   ValidateCut *cut)
 {
-	cut_begin(job, src, conn, cut, false);
+	cut_begin(job, src, tables, conn, cut, false);
 }
 
 /*
@@ -567,10 +603,10 @@ validate_cut_begin(MigrateJob *job, MigrateSource *src, MigrateConn *conn, Valid
  * the transaction ends.
  */
 void
-validate_cut_begin_writing(MigrateJob *job, MigrateSource *src, MigrateConn *conn,
-						   ValidateCut *cut)
+validate_cut_begin_writing(MigrateJob *job, MigrateSource *src, const char *tables,
+						   MigrateConn *conn, ValidateCut *cut)
 {
-	cut_begin(job, src, conn, cut, true);
+	cut_begin(job, src, tables, conn, cut, true);
 }
 
 /* Both snapshots go. */

@@ -63,6 +63,26 @@ put_row(Repair *r, const char *target, const char *action, Datum key, Datum colu
 	tuplestore_putvalues(r->rsinfo->setResult, r->rsinfo->setDesc, values, nulls);
 }
 
+/*
+ * What only a comparison at level full has found (values that are equal, but not
+ * the same text) takes one to be found again.
+ */
+static ValidateLevel
+repair_level(ValidateTask *task)
+{
+	Oid			type = INT4OID;
+	Datum		arg = Int32GetDatum(task->mapping_id);
+	bool		full;
+
+	SPI_connect();
+	migrate_spi_exec("SELECT (level = 'full' AND NOT matched)::int FROM migrate.validation_run"
+					 " WHERE mapping_id = $1 AND level <> 'count' ORDER BY validation_id DESC LIMIT 1",
+					 1, &type, &arg, NULL, SPI_OK_SELECT);
+	full = SPI_processed > 0 && migrate_spi_int64(0, 0, 0) != 0;
+	SPI_finish();
+	return full ? LEVEL_FULL : LEVEL_CHECKSUM;
+}
+
 /* ----------------------------------------------------------------
  * dry run
  * ----------------------------------------------------------------
@@ -127,7 +147,7 @@ see_now(void)
  * it is now.
  */
 static void
-compare_again(ValidateEnds *ends, const bool *selected, int64 id, ValidateResult *before,
+compare_again(ValidateEnds *ends, ValidateLevel level, const bool *selected, int64 id, ValidateResult *before,
 			  ValidateResult *after)
 {
 	int64		source = before->source_rows - rows_of(ends, VALIDATE_SOURCE, selected);
@@ -135,7 +155,7 @@ compare_again(ValidateEnds *ends, const bool *selected, int64 id, ValidateResult
 
 	see_now();
 	ends->only = selected;
-	validate_compare(ends, LEVEL_CHECKSUM, id, after);
+	validate_compare(ends, level, id, after);
 	ends->only = NULL;
 	PopActiveSnapshot();
 	after->source_rows += source;
@@ -188,24 +208,25 @@ repair_mapping(Repair *r, ValidateTask *task)
 	ValidateResult before,
 				after = {0};
 	MigrateResyncCounts counts = {0};
+	ValidateLevel level = repair_level(task);
 	bool	   *selected;
 	int64		id;
 
 	validate_open_ends(&ends, r->job, task, &r->cut, &r->conn, r->conn_cxt);
 	refuse_keyless(r->job, &ends);
 	see_now();
-	selected = validate_differing(&ends, LEVEL_CHECKSUM, &before);
+	selected = validate_differing(&ends, level, &before);
 	PopActiveSnapshot();
 	if (selected == NULL)
 	{
 		put_row(r, task->target, "matched", 0, 0, 0);
 		return;
 	}
-	id = validate_begin_run(r->job, task->mapping_id, NULL, LEVEL_CHECKSUM);
+	id = validate_begin_run(r->job, task->mapping_id, NULL, level);
 	validate_mend(&ends, selected, &counts);
 	migrate_fault("repair-mended");
-	compare_again(&ends, selected, id, &before, &after);
-	validate_end_run(r->job, task->target, LEVEL_CHECKSUM, id, &after, &r->cut,
+	compare_again(&ends, level, selected, id, &before, &after);
+	validate_end_run(r->job, task->target, level, id, &after, &r->cut,
 					 repaired_status(task, &counts, &after, &r->cut), NULL);
 	migrate_event(r->job->job_id, after.mismatches > after.explained ? "warning" : "info", "repair",
 				  "%s: %lld rows written, %lld deleted, %lld dead letters; %lld mismatches are left",
@@ -234,13 +255,23 @@ static void
 begin_writing(Repair *r, List *tasks)
 {
 	MigrateSource any = {.transport = 'c'};
+	StringInfoData tables;
 	ListCell   *lc;
 
+	initStringInfo(&tables);
 	foreach(lc, tasks)
-		refuse_not_copied(r->job, lfirst(lc));
+	{
+		ValidateTask *task = lfirst(lc);
+		MigrateSource *src;
+
+		refuse_not_copied(r->job, task);
+		src = migrate_source_load(task->source_id);
+		if (src->transport == 'c')
+			appendStringInfo(&tables, "%s%s", tables.len > 0 ? ", " : "", validate_lock_name(src));
+	}
 	if (migrate_server_is_postgres(r->job->server))
 		validate_need_connection(r->job, &r->conn, r->conn_cxt);
-	validate_cut_begin_writing(r->job, &any, r->conn, &r->cut);
+	validate_cut_begin_writing(r->job, &any, tables.len > 0 ? tables.data : NULL, r->conn, &r->cut);
 }
 
 static void
@@ -275,7 +306,7 @@ repair_job(Repair *r, List *tasks, bool dry_run)
 			if (dry_run)
 			{
 				ValidateResult result;
-				int64		id = validate_one(r->job, task, LEVEL_CHECKSUM, &r->conn,
+				int64		id = validate_one(r->job, task, repair_level(task), &r->conn,
 											  r->conn_cxt, NULL, &result);
 
 				list_actions(r, task, id, &result);

@@ -281,6 +281,13 @@ end_reading(ValidateEnds *ends)
 	CurrentResourceOwner = ends->owner;
 }
 
+static void
+cut_for(ValidateEnds *ends)
+{
+	validate_cut_begin(ends->job, ends->src, ends->conn ? validate_lock_name(ends->src) : NULL,
+					   ends->conn, ends->cut);
+}
+
 /* A later cut, for what differed at the first. */
 static void
 renew_cut(ValidateEnds *ends)
@@ -290,7 +297,7 @@ renew_cut(ValidateEnds *ends)
 	end_reading(ends);
 	begin_reading(ends);
 	migrate_mapping_compile(ends->map, ends->src);
-	validate_cut_begin(ends->job, ends->src, ends->conn, ends->cut);
+	cut_for(ends);
 	MemoryContextSwitchTo(mcxt);
 }
 
@@ -302,7 +309,7 @@ read_both(ValidateEnds *ends, MigrateJob *job, ValidateTask *task, ValidateLevel
 {
 	begin_reading(ends);
 	validate_open_ends(ends, job, task, cut, conn, conn_cxt);
-	validate_cut_begin(job, ends->src, ends->conn, cut);
+	cut_for(ends);
 	if (cut->exact)
 		ends->renew = renew_cut;
 	ends->done = end_reading;

@@ -254,10 +254,12 @@ extern void validate_checks(MigrateJob *job, MigrateConn **conn, MemoryContext c
 							ReturnSetInfo *rsinfo);
 
 /* cut.c */
+extern char *validate_lock_name(MigrateSource *src);
 extern void validate_cut_begin_writing(MigrateJob *job, MigrateSource *src,
-									   MigrateConn *conn, ValidateCut *cut);
-extern void validate_cut_begin(MigrateJob *job, MigrateSource *src, MigrateConn *conn,
-							   ValidateCut *cut);
+									   const char *tables, MigrateConn *conn,
+									   ValidateCut *cut);
+extern void validate_cut_begin(MigrateJob *job, MigrateSource *src, const char *tables,
+							   MigrateConn *conn, ValidateCut *cut);
 extern void validate_cut_end(MigrateConn *conn, ValidateCut *cut);
 
 /* row_hash.c */

@@ -115,7 +115,7 @@ is(sql(q{SELECT target, status FROM migrate_validate('v') WHERE status <> 'match
 # --- a value that is equal, but another text
 sql('UPDATE v.still SET n = round(n, 5) WHERE id = 17');
 is(sql(q{SELECT matched, mismatches FROM migrate_validate('v', 'v.still', 'full')}), 'f|1', 'full: a trailing zero is found');
-sql(q{SELECT count(*) FROM migrate_repair('v', 'v.still', false)});
+is(sql(q{SELECT action, rows FROM migrate_repair('v', 'v.still', false)}), "written|1\nmatched|0", 'and repaired, since it was found');
 
 # --- rows that the application writes to meanwhile
 sql(q{
@@ -141,16 +141,16 @@ is(sql(q{SELECT target, status FROM migrate_validate('v') WHERE level = 'check'}
 	'checks agree while the application writes');
 
 # --- at the worst moment: apply is held
-is(try_query($target, q{SET migrate.fault = 'cut-held:error'; SELECT * FROM migrate_validate('v', 'v.account')}), undef,
+is(MigrateTest::try_query($target, q{SET migrate.fault = 'cut-held:error'; SELECT * FROM migrate_validate('v', 'v.account')}), undef,
 	'a validation that fails while apply is held');
 ok($w->mark('v'), 'apply goes on');
-try_query($target, q{SET migrate.fault = 'cut-held:wait'; SET statement_timeout = '300ms'; SELECT * FROM migrate_validate('v', 'v.account')});
+MigrateTest::try_query($target, q{SET migrate.fault = 'cut-held:wait'; SET statement_timeout = '300ms'; SELECT * FROM migrate_validate('v', 'v.account')});
 ok($w->mark('v'), 'cancelled there: apply goes on');
-try_query($target, q{SET migrate.fault = 'cut-held:kill'; SELECT * FROM migrate_validate('v', 'v.account')});
+MigrateTest::try_query($target, q{SET migrate.fault = 'cut-held:kill'; SELECT * FROM migrate_validate('v', 'v.account')});
 start_again($target) unless wait_for($target, 'SELECT true', timeout => 60);
 ok($w->mark('v'), 'killed there, and the server with it: apply goes on');
 is(sql(q{SELECT target, status FROM migrate_validate('v') WHERE status <> 'matched'}), '', 'and the verdict is the same');
-try_query($target, q{SET migrate.fault = 'repair-mended:kill'; UPDATE v.still SET x = 0 WHERE id < 10; SELECT * FROM migrate_repair('v', 'v.still', false)});
+MigrateTest::try_query($target, q{SET migrate.fault = 'repair-mended:kill'; UPDATE v.still SET x = 0 WHERE id < 10; SELECT * FROM migrate_repair('v', 'v.still', false)});
 wait_for($target, 'SELECT true', timeout => 60);
 ok($w->mark('v'), 'a repair is killed: apply goes on');
 is(sql(q{SELECT mismatches FROM migrate_validate('v', 'v.still')}), '9', 'a repair is killed: nothing of it stays');
