@@ -14,9 +14,10 @@ CREATE SERVER live_src FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host :'pghost'
 CREATE USER MAPPING FOR regress_live SERVER live_src OPTIONS (user 'regress_live');
 
 -- the states and the legal changes
-SELECT state, ord, works FROM migrate.job_state ORDER BY ord, state;
+SELECT state, works FROM migrate.job_state WHERE state IN ('indexing', 'copied', 'catching_up', 'streaming', 'finished') ORDER BY ord;
 SELECT from_state, string_agg(to_state, ' ' ORDER BY to_state) AS to_states FROM migrate.transition
 WHERE from_state IN ('indexing', 'catching_up', 'streaming', 'finished', 'failed', 'cancelled')
+  AND to_state IN ('preparing', 'copying', 'indexing', 'copied', 'catching_up', 'streaming', 'finished', 'failed', 'cancelled')
 GROUP BY from_state ORDER BY from_state;
 
 -- finish and resync in the wrong state
