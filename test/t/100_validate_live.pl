@@ -10,7 +10,7 @@
 #   leaves apply running, and the next one has the same verdict.
 #
 # MIGRATE_VALIDATIONS: clean validations (default 5); MIGRATE_CORRUPTIONS: how
-# many are planted (default 200).
+# many are planted (default 200; at most 984, since 1,000 differences are kept).
 
 use strict;
 use warnings;
