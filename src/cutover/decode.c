@@ -32,9 +32,11 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/value.h"
+#include "pgstat.h"
 #include "replication/decode.h"
 #include "replication/logical.h"
 #include "replication/slot.h"
+#include "storage/latch.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
@@ -58,8 +60,49 @@ struct MigrateDecoder
 	XLogRecPtr	decoded;		/* everything that ended before it is in it */
 };
 
+/* ----------------------------------------------------------------
+ * pages of WAL
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Core's page reader waits for what is not flushed yet, and leaves for nobody,
+ * not even when the postmaster is gone.  We do.
+ */
+static int
+read_page_waiting(XLogReaderState *state, XLogRecPtr page, int len, XLogRecPtr record,
+				  char *buf)
+{
+	while (GetFlushRecPtr(NULL) < page + len)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 1, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return read_local_xlog_page(state, page, len, record, buf);
+}
+
+/*
+ * Do not wait: the flushed end may be within a record, and on an idle server
+ * stay there.  The reader can be asked for that record again.
+ */
+static int
+read_page(XLogReaderState *state, XLogRecPtr page, int len, XLogRecPtr record, char *buf)
+{
+	if (GetFlushRecPtr(NULL) < page + len)
+		return -1;
+	return read_local_xlog_page(state, page, len, record, buf);
+}
+
+static XLogReaderRoutine waiting_routine = {
+	.page_read = read_page_waiting,
+	.segment_open = wal_segment_open,
+	.segment_close = wal_segment_close
+};
+
 static XLogReaderRoutine routine = {
-	.page_read = read_local_xlog_page,
+	.page_read = read_page,
 	.segment_open = wal_segment_open,
 	.segment_close = wal_segment_close
 };
@@ -79,7 +122,7 @@ migrate_decoder_make_slot(const char *slot)
 	PG_TRY();
 	{
 		ctx = CreateInitDecodingContext(PLUGIN, NIL, false, InvalidXLogRecPtr,
-										&routine, NULL, NULL, NULL);
+										&waiting_routine, NULL, NULL, NULL);
 		DecodingContextFindStartpoint(ctx);
 		FreeDecodingContext(ctx);
 		ReplicationSlotPersist();
@@ -184,10 +227,7 @@ migrate_decoder_close(MigrateDecoder *decoder, bool failed)
 	ResourceOwnerDelete(decoder->owner);
 }
 
-/*
- * A record that begins before the flushed end is flushed as a whole, so the
- * page reader never waits.
- */
+/* Every record that is flushed as a whole, up to so many bytes of messages. */
 XLogRecPtr
 migrate_decoder_read(MigrateDecoder *decoder, int64 bytes)
 {
@@ -205,8 +245,9 @@ migrate_decoder_read(MigrateDecoder *decoder, int64 bytes)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("could not read this server's WAL for the way back: %s", error)));
-		if (record)
-			LogicalDecodingProcessRecord(ctx, ctx->reader);
+		if (record == NULL)
+			break;
+		LogicalDecodingProcessRecord(ctx, ctx->reader);
 		CHECK_FOR_INTERRUPTS();
 	}
 	CurrentResourceOwner = old;
