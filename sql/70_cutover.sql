@@ -121,7 +121,8 @@ $$;
 COMMENT ON FUNCTION migrate._guarded_tables(migrate.job) IS
 'the tables of a job''s targets, leaves of partitioned ones, that a guard belongs on: whether it is there, enabled, and may be made';
 
-CREATE FUNCTION migrate._arm_guards(job_id int) RETURNS int
+-- enabled: closed at once; else, what lacks one gets one that lets everything through
+CREATE FUNCTION migrate._arm_guards(job_id int, enabled boolean DEFAULT true) RETURNS int
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
@@ -133,7 +134,7 @@ DECLARE
 	name	text := 'migrate_guard_' || $1;
 BEGIN
 	SELECT * INTO j FROM migrate.job x WHERE x.job_id = $1;
-	FOR r IN SELECT g.* FROM migrate._guarded_tables(j) g WHERE g.possible AND NOT (g.armed AND g.enabled) ORDER BY g.relation
+	FOR r IN SELECT g.* FROM migrate._guarded_tables(j) g WHERE g.possible AND NOT (g.armed AND (g.enabled OR NOT $2)) ORDER BY g.relation
 	LOOP
 		EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', name, r.relation);
 		EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', name || '_t', r.relation);
@@ -141,13 +142,16 @@ BEGIN
 					   name, r.relation, $1, j.job);
 		EXECUTE format('CREATE TRIGGER %I BEFORE TRUNCATE ON %s FOR EACH STATEMENT EXECUTE FUNCTION migrate._guard(%s, %L)',
 					   name || '_t', r.relation, $1, j.job);
+		IF NOT $2 THEN
+			EXECUTE format('ALTER TABLE %s DISABLE TRIGGER %I, DISABLE TRIGGER %I', r.relation, name, name || '_t');
+		END IF;
 		n := n + 1;
 	END LOOP;
 	RETURN n;
 END
 $$;
-COMMENT ON FUNCTION migrate._arm_guards(int) IS
-'puts the guard on every target table of a job that lacks it; returns how many';
+COMMENT ON FUNCTION migrate._arm_guards(int, boolean) IS
+'puts the guard, enabled or not, on every target table of a job that lacks it; returns how many';
 
 -- how: 'DISABLE' opens, 'ENABLE' closes, 'DROP' removes
 CREATE FUNCTION migrate._set_guards(job_id int, how text) RETURNS int
@@ -265,7 +269,9 @@ BEGIN
 		)
 		SELECT 'prepared_transaction' AS name, format('Prepared transaction %%L holds locks on the tables since %%s.', x.gid, x.prepared) AS detail,
 			   format('COMMIT PREPARED %%L, or ROLLBACK PREPARED.', x.gid) AS hint
-		FROM l JOIN pg_prepared_xacts x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction
+		FROM l JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.virtualtransaction = l.virtualtransaction
+						  AND t.locktype = 'transactionid' AND t.mode = 'ExclusiveLock'
+		JOIN pg_prepared_xacts x ON x.transaction = t.transactionid
 		UNION ALL
 		SELECT 'long_transaction', format('Session %%s (%%s, %%s) holds locks on the tables for %%s.', a.pid, a.usename, a.state,
 										  date_trunc('second', clock_timestamp() - a.xact_start)),

@@ -47,6 +47,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/timeout.h"
 
 #include "control/job_worker.h"
 #include "cutover/reverse.h"
@@ -563,12 +564,12 @@ nap(void)
 
 /*
  * SIGINT, from migrate_cancel.  Where we do not work by ourselves it only
- * makes us look.
+ * makes us look.  A lock_timeout of ours comes the same way.
  */
 static void
 handle_cancel(SIGNAL_ARGS)
 {
-	if (me.cancelable)
+	if (me.cancelable || get_timeout_indicator(LOCK_TIMEOUT, false))
 		StatementCancelHandler(postgres_signal_arg);
 	else
 		SetLatch(MyLatch);

@@ -180,11 +180,36 @@ step_reverse(Cutover *c)
 	return pstrdup("armed");
 }
 
+/*
+ * A try to lock that has failed: told, and slept upon.  Throws when
+ * fence_timeout is over.
+ */
+static void
+try_again(Cutover *c, TimestampTz begin, int tries, long *pause, const char *blockers)
+{
+	migrate_cutover_event(c->row, "warning", "fence",
+						  "the source's tables could not be locked within %d ms (try %d): %s",
+						  c->row->lock_ms, tries, blockers);
+	if (migrate_cutover_ms_since(begin) + *pause > c->row->fence_timeout_ms)
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("the source's tables could not be locked in %d tries", tries),
+				 errdetail_internal("In the way: %s.", blockers),
+				 errhint("End these transactions, or try again at a quieter time.")));
+	migrate_cutover_doze(*pause);
+	*pause = Min(*pause * 2, CUTOVER_LOCK_MAX_PAUSE);
+}
+
 static char *
 step_arm(Cutover *c)
 {
-	int			made = migrate_fence_arm(c->fence, c->row->lock_ms);
+	TimestampTz begin = GetCurrentTimestamp();
+	long		pause = CUTOVER_LOCK_PAUSE;
+	int			made = 0;
+	char	   *blockers;
 
+	for (int tries = 1; !migrate_fence_arm(c->fence, c->row->lock_ms, &made, &blockers); tries++)
+		try_again(c, begin, tries, &pause, blockers);
 	return psprintf("%d tables got triggers", made);
 }
 
@@ -293,17 +318,7 @@ step_fence(Cutover *c)
 							   c->row->max_downtime_ms, &blockers))
 			break;
 		c->paused_at = 0;
-		migrate_cutover_event(c->row, "warning", "fence",
-							  "the source's tables could not be locked within %d ms (try %d): %s",
-							  c->row->lock_ms, tries, blockers);
-		if (migrate_cutover_ms_since(begin) + pause > c->row->fence_timeout_ms)
-			ereport(ERROR,
-					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-					 errmsg("the source's tables could not be locked in %d tries", tries),
-					 errdetail_internal("In the way: %s.", blockers),
-					 errhint("End these transactions, or try again at a quieter time.")));
-		migrate_cutover_doze(pause);
-		pause = Min(pause * 2, CUTOVER_LOCK_MAX_PAUSE);
+		try_again(c, begin, tries, &pause, blockers);
 	}
 	migrate_fault("cutover-locked");
 	migrate_fence_close(c->fence, c->row->digest, c->row->new_home);
@@ -351,6 +366,7 @@ target_tag(LOCKTAG *tag, Oid relid)
 	SET_LOCKTAG_RELATION(*tag, MyDatabaseId, relid);
 }
 
+/* An error names what it waited for. */
 static void
 lock_target(Oid relid)
 {
@@ -747,6 +763,50 @@ fence_digest_of(MigrateJob *job)
 	return digest;
 }
 
+/*
+ * Up to where the spool is now, at a commit.  False: nothing to pass over.
+ */
+static bool
+spooled_position(MigrateJob *job, XLogRecPtr *lsn, int64 *seq)
+{
+	Oid			type = INT4OID;
+	Datum		value = Int32GetDatum(job->job_id);
+	bool		found;
+	bool		isnull;
+
+	migrate_spi_begin();
+	migrate_spi_exec("SELECT s.spooled_lsn, s.spooled_seq FROM migrate.stream_position s"
+					 " JOIN migrate.job_stream USING (stream_id)"
+					 " JOIN migrate.apply_position a USING (job_id)"
+					 " WHERE job_id = $1 AND a.applied_lsn < s.spooled_lsn AND a.next_seq <= s.spooled_seq",
+					 1, &type, &value, NULL, SPI_OK_SELECT);
+	found = SPI_processed == 1;
+	if (found)
+	{
+		*lsn = DatumGetLSN(SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &isnull));
+		*seq = migrate_spi_int64(0, 1, 0);
+	}
+	migrate_spi_end();
+	return found;
+}
+
+/*
+ * P30: what has come from a source that is fenced is what we brought there.  It
+ * is passed over, or it would stay in the spool until a rollback.
+ */
+static void
+pass_over(MigrateJob *job, XLogRecPtr lsn, int64 seq)
+{
+	Oid			types[] = {INT4OID, LSNOID, INT8OID};
+	Datum		values[] = {Int32GetDatum(job->job_id), LSNGetDatum(lsn), Int64GetDatum(seq)};
+
+	migrate_spi_begin();
+	migrate_spi_exec("UPDATE migrate.apply_position SET applied_lsn = $2, next_seq = $3 + 1"
+					 " WHERE job_id = $1 AND applied_lsn < $2 AND next_seq <= $3",
+					 3, types, values, NULL, SPI_OK_UPDATE);
+	migrate_spi_end();
+}
+
 /* P33: told once when it goes, and once when it is back. */
 static void
 tell_fence(MigrateJob *job, bool there)
@@ -759,6 +819,32 @@ tell_fence(MigrateJob *job, bool there)
 	else
 		migrate_event(job->job_id, "alert", "fence",
 					  "the fence is not on the source any more: both sides may be written to");
+}
+
+/* P33; a connection of its own, so that nothing is kept over days. */
+static pg_noinline void
+watch_fence(MigrateJob *job)
+{
+	char	   *digest;
+
+	StartTransactionCommand();
+	digest = fence_digest_of(job);
+	if (digest)
+	{
+		MigrateConn *conn = migrate_connect(job->server, job->owner, job->name, "watch",
+											job->connect_timeout_s);
+		MigrateFence *fence = migrate_fence_create(job, conn);
+		XLogRecPtr	lsn;
+		int64		seq;
+		bool		passed = spooled_position(job, &lsn, &seq);
+		bool		there = migrate_fence_look(fence, digest) == MIGRATE_FENCE_CLOSED;
+
+		tell_fence(job, there);
+		if (there && passed)
+			pass_over(job, lsn, seq);
+		migrate_disconnect(conn);
+	}
+	CommitTransactionCommand();
 }
 
 /*
@@ -779,20 +865,7 @@ migrate_cut_over_turn(MigrateJob *job)
 	watch.next = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), FENCE_WATCH);
 	PG_TRY();
 	{
-		char	   *digest;
-
-		StartTransactionCommand();
-		digest = fence_digest_of(job);
-		if (digest)
-		{
-			MigrateConn *conn = migrate_connect(job->server, job->owner, job->name, "watch",
-												job->connect_timeout_s);
-			MigrateFence *fence = migrate_fence_create(job, conn);
-
-			tell_fence(job, migrate_fence_look(fence, digest) == MIGRATE_FENCE_CLOSED);
-			migrate_disconnect(conn);
-		}
-		CommitTransactionCommand();
+		watch_fence(job);
 	}
 	PG_CATCH();
 	{

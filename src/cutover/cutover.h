@@ -53,9 +53,10 @@ extern void migrate_fence_record(MigrateFence *fence);
 /*
  * Function and triggers on every leaf, which let everything through; a table
  * that has them keeps them.  Each table is locked for a moment, under
- * lock_ms.  Number of tables that got them now.
+ * lock_ms.  *made counts the tables that got them now.  False when one could
+ * not be locked; *blockers then names who was in the way.  Call again.
  */
-extern int	migrate_fence_arm(MigrateFence *fence, int lock_ms);
+extern bool migrate_fence_arm(MigrateFence *fence, int lock_ms, int *made, char **blockers);
 
 /*
  * Begin the transaction that is the fence, and lock every table in one

@@ -267,44 +267,6 @@ armed_relations(MigrateFence *fence)
 	return armed;
 }
 
-int
-migrate_fence_arm(MigrateFence *fence, int lock_ms)
-{
-	List	   *armed;
-	int			made = 0;
-
-	if (migrate_fence_look(fence, NULL) == MIGRATE_FENCE_MISSING)
-		PQclear(migrate_exec(fence->conn,
-							 psprintf("BEGIN; CREATE SCHEMA IF NOT EXISTS %1$s; %2$s;"
-									  " COMMENT ON SCHEMA %1$s IS"
-									  " 'refuses writes to tables that have been moved away; made by migrate'; COMMIT",
-									  fence->schema, function_ddl(fence, NULL, NULL))));
-	armed = armed_relations(fence);
-	for (int i = 0; i < fence->nleaves; i++)
-	{
-		const char *relation = relation_name(fence, i);
-
-		if (list_member(armed, list_nth(fence->relations, i)))
-			continue;
-		CHECK_FOR_INTERRUPTS();
-		PQclear(migrate_exec(fence->conn,
-							 psprintf("BEGIN; SET LOCAL lock_timeout = %1$d;"
-									  " SET LOCAL client_min_messages = warning;"
-									  " DROP TRIGGER IF EXISTS %3$s ON %2$s;"
-									  " DROP TRIGGER IF EXISTS %4$s ON %2$s;"
-									  " %5$s; COMMIT", lock_ms, relation,
-									  fence->trigger, fence->truncate_trigger,
-									  trigger_ddl(fence, relation))));
-		made++;
-	}
-	return made;
-}
-
-/* ----------------------------------------------------------------
- * the transaction that is the fence
- * ----------------------------------------------------------------
- */
-
 /*
  * Who holds a lock on one of the tables that is in our way, or a prepared
  * transaction; asked after we have let go.
@@ -322,12 +284,15 @@ name_blockers(MigrateFence *fence)
 	res = migrate_exec_try(fence->conn,
 						   psprintf("SELECT pg_catalog.string_agg(DISTINCT CASE"
 									"  WHEN a.pid IS NULL THEN pg_catalog.format('prepared transaction %%L', x.gid)"
+									"  WHEN a.xact_start IS NULL THEN pg_catalog.format('pid %%s (%%s; more is seen with pg_read_all_stats)', a.pid, a.usename)"
 									"  ELSE pg_catalog.format('pid %%s (%%s, %%s, transaction %%s old%%s)', a.pid, a.usename, a.state,"
 									"   pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - a.xact_start),"
 									"   CASE a.backend_type WHEN 'client backend' THEN '' ELSE ', ' || a.backend_type END) END, '; ')"
 									" FROM pg_catalog.pg_locks l"
 									" LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
-									" LEFT JOIN pg_catalog.pg_prepared_xacts x ON l.virtualtransaction = '-1/' || x.transaction::pg_catalog.text"
+									" LEFT JOIN pg_catalog.pg_locks t ON l.pid IS NULL AND t.pid IS NULL"
+									"  AND t.virtualtransaction = l.virtualtransaction AND t.locktype = 'transactionid' AND t.mode = 'ExclusiveLock'"
+									" LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.transaction = t.transactionid"
 									" WHERE l.locktype = 'relation' AND l.granted"
 									" AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())"
 									" AND l.relation = ANY (ARRAY[%s]::pg_catalog.regclass[]::pg_catalog.oid[])"
@@ -338,6 +303,61 @@ name_blockers(MigrateFence *fence)
 		return pstrdup("somebody who has ended since");
 	return migrate_result_value(res, 0, 0);
 }
+
+/* False when somebody else's lock is in the way for longer than lock_ms. */
+static bool
+arm_relation(MigrateFence *fence, const char *relation, int lock_ms)
+{
+	char	   *sql = psprintf("BEGIN; SET LOCAL lock_timeout = %1$d;"
+							   " SET LOCAL client_min_messages = warning;"
+							   " DROP TRIGGER IF EXISTS %3$s ON %2$s;"
+							   " DROP TRIGGER IF EXISTS %4$s ON %2$s;"
+							   " %5$s; COMMIT", lock_ms, relation,
+							   fence->trigger, fence->truncate_trigger,
+							   trigger_ddl(fence, relation));
+	PGresult   *res = migrate_exec_try(fence->conn, sql);
+	bool		armed = migrate_result_ok(res);
+
+	if (!armed && !migrate_result_is(res, ERRCODE_LOCK_NOT_AVAILABLE) &&
+		!migrate_result_is(res, ERRCODE_T_R_DEADLOCK_DETECTED))
+		migrate_report_remote_error(res, fence->conn, sql);
+	PQclear(res);
+	if (!armed)
+		migrate_fence_rollback(fence);
+	return armed;
+}
+
+bool
+migrate_fence_arm(MigrateFence *fence, int lock_ms, int *made, char **blockers)
+{
+	List	   *armed;
+
+	if (migrate_fence_look(fence, NULL) == MIGRATE_FENCE_MISSING)
+		PQclear(migrate_exec(fence->conn,
+							 psprintf("BEGIN; CREATE SCHEMA IF NOT EXISTS %1$s; %2$s;"
+									  " COMMENT ON SCHEMA %1$s IS"
+									  " 'refuses writes to tables that have been moved away; made by migrate'; COMMIT",
+									  fence->schema, function_ddl(fence, NULL, NULL))));
+	armed = armed_relations(fence);
+	for (int i = 0; i < fence->nleaves; i++)
+	{
+		if (list_member(armed, list_nth(fence->relations, i)))
+			continue;
+		CHECK_FOR_INTERRUPTS();
+		if (!arm_relation(fence, relation_name(fence, i), lock_ms))
+		{
+			*blockers = name_blockers(fence);
+			return false;
+		}
+		(*made)++;
+	}
+	return true;
+}
+
+/* ----------------------------------------------------------------
+ * the transaction that is the fence
+ * ----------------------------------------------------------------
+ */
 
 /*
  * lock_timeout is per lock; statement_timeout bounds the whole statement, so

@@ -270,7 +270,7 @@ migrate_reverse_tables(MigrateJob *job, MigrateConn *conn)
 	migrate_spi_begin();
 	migrate_spi_exec("SELECT m.target_oid, m.mapping_id, i.query, i.source_columns, i.search_path,"
 					 " k.keys, k.target_keys, m.target, r.rank,"
-					 " count(*) OVER (PARTITION BY m.target_oid)"
+					 " count(*) OVER (PARTITION BY m.target_oid), m.filter"
 					 " FROM migrate.inverse i JOIN migrate.mapping m USING (mapping_id)"
 					 " CROSS JOIN LATERAL (SELECT array_agg(e.key ORDER BY e.key) AS keys,"
 					 "  array_agg(e.value ORDER BY e.key) AS target_keys"
@@ -312,6 +312,7 @@ migrate_reverse_tables(MigrateJob *job, MigrateConn *conn)
 			table->rank = (int) migrate_spi_int64(i, 8, 0);
 			table->ways = palloc0(sizeof(ReverseWay) * migrate_spi_int64(i, 9, 1));
 		}
+		table->ways[table->nways].filter = migrate_spi_text(i, 10);
 		make_way(job, conn, &table->ways[table->nways++], mapping_id, query, columns, ncolumns,
 				 keys, nkeys, target_keys, search_path);
 		MemoryContextSwitchTo(old);
@@ -827,14 +828,21 @@ write_all(MigrateJob *job, MigrateConn *conn, ReverseTable *table, bool deletes,
 }
 
 /*
- * A TRUNCATE of the target empties the source table, where no other mapping
- * shares the target.
+ * A TRUNCATE of the target empties the source tables, but for rows that were
+ * never taken over.
  */
 static void
 truncate_source(MigrateConn *conn, ReverseTable *table)
 {
 	for (int w = 0; w < table->nways; w++)
-		PQclear(migrate_exec(conn, psprintf("DELETE FROM %s", table->ways[w].remote.name)));
+	{
+		ReverseWay *way = &table->ways[w];
+
+		PQclear(migrate_exec(conn, psprintf("DELETE FROM %s AS source%s%s%s", way->remote.name,
+											way->filter ? " WHERE (" : "",
+											way->filter ? way->filter : "",
+											way->filter ? "\n)" : "")));
+	}
 }
 
 void

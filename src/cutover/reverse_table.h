@@ -24,6 +24,7 @@ typedef struct ReverseWay
 	MigrateMapping *inverse;	/* to the source's row */
 	MigrateMapping *keys;		/* to the source's key alone */
 	char	   *owns;			/* NULL: all rows */
+	char	   *filter;			/* of the source's rows; NULL: all are taken */
 	MigrateRemoteTable remote;
 	MigrateRemoteTable remote_keys;
 } ReverseWay;

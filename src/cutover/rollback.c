@@ -132,7 +132,11 @@ wait_sent(Cutover *c, XLogRecPtr lsn, int64 patience_ms)
 static void
 lag(Cutover *c)
 {
-	wait_sent(c, GetFlushRecPtr(NULL), c->row->lag_timeout_ms);
+	/* that of the record of this step */
+	XLogRecPtr	lsn = XactLastCommitEnd;
+
+	XLogFlush(lsn);
+	wait_sent(c, lsn, c->row->lag_timeout_ms);
 }
 
 /* ----------------------------------------------------------------
@@ -353,6 +357,8 @@ run(Cutover *c)
 	migrate_cutover_step_begin(c->row, "prechecks", false, false);
 	prechecks(c);
 	migrate_cutover_stop_apply(c);
+	/* partitions that were made since */
+	(void) migrate_cutover_call(c->row, "SELECT migrate._arm_guards($1, false)");
 	migrate_cutover_step_end(c->row, "done", NULL);
 	migrate_cutover_step_begin(c->row, "lag", false, false);
 	lag(c);

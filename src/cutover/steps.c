@@ -253,6 +253,10 @@ migrate_cutover_call(MigrateCutover *cutover, const char *sql)
 	int64		result;
 
 	begin(cutover);
+	/* a VACUUM keeps a table from being published; do not wait for its end */
+	if (cutover->lag_timeout_ms > 0)
+		(void) set_config_option("lock_timeout", psprintf("%lld", (long long) cutover->lag_timeout_ms),
+								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	exec_for_cutover(cutover, sql, 1, &type, &value, NULL, SPI_OK_SELECT);
 	result = SPI_processed > 0 ? migrate_spi_int64(0, 0, 0) : 0;
 	commit(cutover, false);

@@ -192,7 +192,7 @@ my $position = value($target, 'SELECT pg_current_wal_flush_lsn()');
 ok(wait_for($target, "SELECT bool_and(confirmed_flush_lsn >= '$position') FROM pg_replication_slots"), 'the way back has nothing left');
 
 my %acknowledged;
-my @events;
+my %ack;
 my $refused = 0;
 foreach my $id (1 .. $writers)
 {
@@ -201,7 +201,7 @@ foreach my $id (1 .. $writers)
 		$refused += $1 if $line =~ /^# refused (\d+)/;
 		my ($n, $side, $at) = $line =~ /^(\d+) (\w+) ([\d.]+)/ or next;
 		$acknowledged{"$id|$n"} = $side;
-		push @events, [ $at, $side ];
+		$ack{"$id|$n"} = $at;
 	}
 }
 my $count = keys %acknowledged;
@@ -232,17 +232,21 @@ foreach my $i (0, 1)
 same_rows($source, "SELECT * FROM $_", $target, "SELECT * FROM $_", "$_: both sides are equal") for qw(account entry numbered);
 is(value($target, q{SELECT count(*) FROM migrate.dead_letter}), '0', 'no dead letter');
 
-# last acknowledged on one side to first on the other
-@events = sort { $a->[0] <=> $b->[0] } @events;
-my $overlap = 0;
-my %pause = (cutover => [], rollback => []);
-for my $i (1 .. $#events)
+# By the clock under the first side's locks and behind the other's guard, not by
+# when a writer got its answer.  The pause: last acknowledged on one side to first
+# on the other.
+my @turns;
+foreach my $line (split /\n/, value($target, 'SELECT writer, n, side FROM entry ORDER BY at'))
 {
-	my ($before, $now) = @events[ $i - 1, $i ];
-	next if $before->[1] eq $now->[1];
-	push @{ $pause{ $now->[1] eq 'target' ? 'cutover' : 'rollback' } }, 1000 * ($now->[0] - $before->[0]);
+	my ($id, $n, $side) = split /\|/, $line;
+	my $at = $ack{"$id|$n"} or next;
+	push @turns, { side => $side, first => $at, last => $at } if !@turns || $turns[-1]{side} ne $side;
+	$turns[-1]{first} = $at if $at < $turns[-1]{first};
+	$turns[-1]{last} = $at if $at > $turns[-1]{last};
 }
-is(scalar(@{ $pause{cutover} }) + scalar(@{ $pause{rollback} }), 2 * $cycles + 1, 'the sides took turns, and never both at once');
+my %pause = (cutover => [], rollback => []);
+push @{ $pause{ $turns[$_]{side} eq 'target' ? 'cutover' : 'rollback' } }, 1000 * ($turns[$_]{first} - $turns[ $_ - 1 ]{last}) for 1 .. $#turns;
+is(scalar(@turns), 2 * $cycles + 2, 'the sides took turns, and never both at once');
 foreach my $what (sort keys %pause)
 {
 	my @p = sort { $a <=> $b } @{ $pause{$what} } or next;
