@@ -180,6 +180,7 @@ leave(const char *event)
 	StartTransactionCommand();
 	migrate_spi_begin();
 	migrate_job_exec("SELECT s.works AND j.wanted IN ('run', 'cancel')"
+					 " OR (j.wanted = 'cancel' AND j.state NOT IN ('finished', 'cancelled'))"
 					 " FROM migrate.job j JOIN migrate.job_state s USING (state)"
 					 " WHERE j.job_id = $1 FOR NO KEY UPDATE OF j", SPI_OK_SELECT);
 	stay = SPI_processed > 0 && migrate_spi_text(0, 0)[0] == 't';
@@ -404,6 +405,13 @@ state_works(const char *state)
 	return false;
 }
 
+static bool
+may_be_cancelled(const char *state)
+{
+	return !is_switching(state) && strcmp(state, "finished") != 0 &&
+		strcmp(state, "cancelled") != 0;
+}
+
 static MigrateTurn
 turn(void)
 {
@@ -426,11 +434,12 @@ turn(void)
 	migrate_throttle_limits(job);
 	migrate_fault("job-turn");
 
+	/* also when it has just failed, or was copied, and we have not left yet */
+	if (strcmp(job->wanted, "cancel") == 0 && may_be_cancelled(job->state))
+		return turn_cancel();
 	if (!state_works(job->state))
 		return turn_end(job, strcmp(job->state, "copied") != 0 &&
 						strcmp(job->state, "finished") != 0);
-	if (strcmp(job->wanted, "cancel") == 0 && !is_switching(job->state))
-		return turn_cancel();
 	if (strcmp(job->wanted, "run") != 0 && !is_switching(job->state))
 		return turn_pause(job);
 	if (GetCurrentTimestamp() < me.not_before)

@@ -358,7 +358,8 @@ my $target_sql = <<'SQL';
 CREATE SCHEMA IF NOT EXISTS w;
 CREATE TABLE IF NOT EXISTS w.stop (job text);
 CREATE TABLE IF NOT EXISTS w.bad (job text, at timestamptz DEFAULT clock_timestamp(), what text);
-CREATE TABLE IF NOT EXISTS w.seen (job text, polls bigint, states bigint);
+-- a row for each state that was seen, since the server may be killed, and one at the end
+CREATE TABLE IF NOT EXISTS w.seen (job text, polls bigint, states bigint, ended boolean DEFAULT false);
 
 CREATE OR REPLACE PROCEDURE w.watch(job text, n int, total bigint) LANGUAGE plpgsql AS $$
 DECLARE
@@ -371,7 +372,6 @@ DECLARE
 	was bigint[];
 	s bigint; cents bigint; lines bigint; pieces bigint;
 	polls bigint := 0;
-	states bigint := 0;
 	ready boolean := false;
 	failures text[];
 BEGIN
@@ -388,7 +388,8 @@ BEGIN
 		EXECUTE looks INTO op, s, cents, lines, pieces;
 		polls := polls + 1;
 		IF op IS DISTINCT FROM was THEN
-			states := states + 1;
+			INSERT INTO w.seen VALUES (job, polls, 1);
+			polls := 0;
 			was := op;
 			failures := '{}';
 			IF s IS DISTINCT FROM total THEN failures := failures || format('total is %s', s); END IF;
@@ -410,7 +411,7 @@ BEGIN
 		-- a session that never waits does not see that its server was killed
 		PERFORM pg_sleep(0.001);
 	END LOOP;
-	INSERT INTO w.seen VALUES (job, polls, states);
+	INSERT INTO w.seen VALUES (job, polls, 0, true);
 END $$;
 SQL
 
@@ -623,7 +624,7 @@ sub stop_watch
 	my $pid = delete $self->{watch} or return;
 
 	$self->tgt("INSERT INTO w.stop VALUES ('$job')");
-	wait_for($self->{target}, "SELECT count(*) > 0 FROM w.seen WHERE job = '$job'")
+	wait_for($self->{target}, "SELECT count(*) > 0 FROM w.seen WHERE job = '$job' AND ended")
 	  or diag('the watcher has not come to its end');
 	kill 'TERM', -$pid;
 	waitpid($pid, 0);

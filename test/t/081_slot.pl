@@ -121,15 +121,15 @@ src(q{CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT g, 'a' F
 	src(q{CREATE TABLE late (id int PRIMARY KEY DEFERRABLE, v text); CREATE TABLE nokey (v text);
 		CREATE TABLE tree (id int) PARTITION BY LIST (id); CREATE TABLE tree_1 PARTITION OF tree FOR VALUES IN (1);
 		CREATE TABLE tree_2 PARTITION OF tree FOR VALUES IN (2); ALTER TABLE tree_2 ADD PRIMARY KEY (id)});
-	job('p16', '', 'late', 'nokey', 'tree');
+	job('p16', ', "retry_time": "1s"', 'late', 'nokey', 'tree');
 	is(sql(q{SELECT string_agg(object, ',' ORDER BY object) FROM migrate_preflight('p16') WHERE check_name = 'replica_identity' AND status = 'fail'}),
 		'public.late,public.nokey,public.tree_1', 'P16: preflight names each table and leaf');
 	my ($rc, $out, $err) = $target->psql('postgres', q{SELECT migrate_start('p16')});
 	isnt($rc, 0, 'P16: start refuses');
 	like($err, qr/ALTER TABLE public\.late REPLICA IDENTITY FULL/, 'P16: with the remedy');
 	is(join("\n", grep { /REPLICA IDENTITY/ } split /\n/, sql(q{SELECT migrate_source_sql('p16')})),
-		join("\n", map { sprintf("ALTER TABLE public.%s REPLICA IDENTITY FULL;", $_) } qw(late nokey tree_1)),
-		'P16: which is part of the statements for the source');
+		join("\n", map { sprintf("ALTER TABLE public.%s REPLICA IDENTITY FULL;", $_) } qw(late nokey tree_1 tree_2)),
+		'P16: which is part of the statements for the source, with the leaf whose own key is not the whole table\'s');
 	# past preflight, the job itself looks
 	sql(q{SELECT migrate_accept('p16', check_name, object, 'test') FROM migrate_preflight('p16') WHERE status = 'fail'; SELECT migrate_start('p16')});
 	wait_job($target, 'p16', 'failed');
@@ -221,6 +221,7 @@ src(q{CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT g, 'a' F
 	my $seq = sql("SELECT spooled_seq FROM migrate.stream_position WHERE stream_id = $stream");
 	src(q{INSERT INTO a SELECT g, 'more' FROM generate_series(30001, 30100) g; SELECT txid_current()});
 	# status messages go on while reading is held back
+	wait_for($source, 'SELECT count(reply_time) > 0 FROM pg_stat_replication');
 	my $reply = src(q{SELECT max(reply_time) FROM pg_stat_replication});
 	ok(wait_for($source, "SELECT max(reply_time) > '$reply'::timestamptz + interval '2 s' FROM pg_stat_replication"), 'limit: the source still hears of us');
 	is(sql("SELECT spooled_seq FROM migrate.stream_position WHERE stream_id = $stream"), $seq, 'limit: and nothing more is read');
