@@ -649,6 +649,9 @@ sub drain
 {
 	my ($self, @jobs) = @_;
 
+	# not before the watcher has had something to see
+	wait_for($self->{target}, 'SELECT sum(states) > 10 FROM w.seen WHERE job IN (' . join(', ', map { "'$_'" } @jobs) . ')')
+	  if $self->{watch};
 	$self->stop_writers;
 	ok($self->mark($_), "$_: all is applied") or diag($self->tgt(
 			'SELECT job, state, wanted, pause_reason, last_error FROM migrate.job; SELECT * FROM migrate.stream;'

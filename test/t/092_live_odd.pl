@@ -252,6 +252,8 @@ if ('bulk' =~ /$parts/)
 	ok(applied('bulk2'), 'it goes on where it stood, the other one being over');
 	same_rows($source, 'SELECT id, v * 2, upper(t) FROM s.bulk', $target, 'SELECT * FROM bulk2.bulk', 'two jobs: equal');
 	over('bulk2');
+	# kept while the function took its rows
+	sql('DROP SCHEMA from2 CASCADE');
 }
 
 # --- many tables in one publication
