@@ -125,7 +125,6 @@ $target->safe_psql('postgres', q{
 my %pairs = (account => ['SELECT * FROM account'] , part => ['SELECT * FROM part'],
 	big => ['SELECT * FROM big'], odd => ['SELECT * FROM "Odd Name"'],
 	moved => ['SELECT id, total, word FROM renamed', 'SELECT key_id, total, word FROM moved']);
-my $drained = q{SELECT l.reverse_behind = 0 FROM migrate.lag l WHERE job = 'j'};
 
 # ---------------------------------------------------------------- rollback
 
