@@ -326,6 +326,13 @@ open_session(ApplyWorker *w)
 	w->reader = migrate_spool_open(w->stream->stream_id, w->next_seq);
 	w->read_seq = w->next_seq - 1;
 	w->dry = false;
+
+	/*
+	 * The row may begin with the rest of a transaction: of one whose commit
+	 * is in the row, so it comes no later than the last that is applied.
+	 */
+	w->in_xact = false;
+	w->skip = true;
 	MemoryContextSwitchTo(old);
 	CommitTransactionCommand();
 	if (w->row_limit == 0)

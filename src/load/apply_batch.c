@@ -18,7 +18,8 @@
  * transactions that have nothing for this job, but once a second at most.
  *
  * next_seq is the row of the spool that holds the last applied commit; what is
- * in it up to there is skipped by its position when reading begins again.
+ * in it up to there is skipped when reading begins again: transactions by their
+ * position, and what the row has of one that began in an earlier row.
  *
  * Locks: the writer lock of the job (P14), what the targets' statements take,
  * the row of migrate.apply_position.
@@ -110,7 +111,11 @@ take_commit(ApplyWorker *w)
 	w->in_xact = false;
 	w->relation = NULL;
 	if (w->skip)
+	{
+		/* whatever comes next has to begin a transaction */
+		w->skip = false;
 		return;
+	}
 	w->end_lsn = w->msg.end_lsn;
 	w->end_at = w->msg.commit_at;
 	w->end_seq = w->read_seq;
@@ -140,10 +145,27 @@ take_change(ApplyWorker *w)
 			migrate_collect_change(w, rel, &rel->maps[i]);
 }
 
+/*
+ * Changes and commits belong to a transaction that has begun; but for the rest
+ * of one at the beginning, which is skipped.
+ */
+static void
+check_order(ApplyWorker *w)
+{
+	if (!w->in_xact && !w->skip)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATA_CORRUPTED),
+				 errmsg("the spool has a message \"%c\" outside a source transaction",
+						w->msg.type),
+				 errdetail("It is in row %lld of the spool.", (long long) w->read_seq)));
+}
+
 static void
 take_message(ApplyWorker *w, const char *data, int len)
 {
 	migrate_message_parse(&w->msg, data, len, w->session);
+	if (strchr("CIUDT", w->msg.type))
+		check_order(w);
 	switch (w->msg.type)
 	{
 		case 'B':
