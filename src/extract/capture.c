@@ -72,6 +72,13 @@ PGDLLEXPORT void migrate_capture_main(Datum main_arg);
 #define COMMIT_BYTES (8 * 1024 * 1024)
 #define COMMIT_MS 100
 
+/*
+ * And when nothing more is coming, but not so soon after the one before: at a
+ * high rate each local commit, and each batch of apply after it, is for many
+ * transactions of the source.  ms.
+ */
+#define GATHER_MS 4
+
 /* what libpq has received is gone through for so long before looking up, bytes */
 #define BUSY_BYTES (4 * 1024 * 1024)
 
@@ -112,6 +119,7 @@ static struct
 	bool		in_xact;		/* a source transaction is half received */
 	int64		unsaved;		/* bytes since the last local commit */
 	TimestampTz unsaved_since;
+	TimestampTz committed_at;	/* here, last */
 	XLogRecPtr	received;
 	XLogRecPtr	last_end;		/* of the last commit received */
 	TimestampTz last_commit_at;
@@ -316,6 +324,7 @@ commit_here(void)
 	me.spooled = me.last_end;
 	queue_durable(local_end, me.spooled);
 	me.unsaved = 0;
+	me.committed_at = GetCurrentTimestamp();
 	count_for_all();
 	ConditionVariableBroadcast(&me.shared->spooled);
 }
@@ -773,6 +782,31 @@ wait_for_more(void)
 		me.last_heard = GetCurrentTimestamp();
 }
 
+/*
+ * Nothing more has come: end the local transaction, perhaps after letting the
+ * source's next commits come into it.  Whether more is there, as receive().
+ */
+static bool
+commit_or_gather(void)
+{
+	long		left = GATHER_MS - TimestampDifferenceMilliseconds(me.committed_at,
+																   GetCurrentTimestamp());
+
+	if (left > 0)
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 Min(left, GATHER_MS), PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		if (receive())
+			return true;
+		if (me.in_xact)
+			return false;
+	}
+	commit_here();
+	judge_limit();
+	return false;
+}
+
 /* ----------------------------------------------------------------
  * sessions
  * ----------------------------------------------------------------
@@ -859,10 +893,7 @@ session(void)
 		CHECK_FOR_INTERRUPTS();
 		more = receive();
 		if (!more && !me.in_xact && me.unsaved > 0)
-		{
-			commit_here();
-			judge_limit();
-		}
+			more = commit_or_gather();
 		now = GetCurrentTimestamp();
 		if (more && !me.full)
 			me.last_heard = now;
