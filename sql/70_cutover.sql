@@ -161,8 +161,16 @@ AS $$
 #variable_conflict use_column
 DECLARE
 	r		record;
+	tables	text;
 	n		int := 0;
 BEGIN
+	-- all of them before any work: the less time it takes, the fewer writers are between two tables
+	IF how = 'ENABLE' THEN
+		SELECT string_agg(DISTINCT CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || c.oid::regclass, ', ') INTO tables
+		FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid
+		WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgparentid = 0 AND g.tgname = 'migrate_guard_' || $1;
+		EXECUTE coalesce('LOCK TABLE ' || tables || ' IN SHARE ROW EXCLUSIVE MODE', 'SELECT');
+	END IF;
 	FOR r IN SELECT g.tgrelid::regclass AS relation, g.tgname
 			 FROM pg_trigger g
 			 WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgparentid = 0

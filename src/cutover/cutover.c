@@ -107,6 +107,19 @@ migrate_cutover_doze(long ms)
 	CHECK_FOR_INTERRUPTS();
 }
 
+/*
+ * How long the n-th of the tries that make up one may wait for a lock, ms.  A
+ * writer that holds one table of those that we wait for, and is about to write
+ * to one of those that we have got, waits for us: the more tables there are, the
+ * likelier.  Nothing but our letting go ends that, so we do so soon, and only the
+ * last try waits for transactions that take their time.
+ */
+int
+migrate_cutover_patience(Cutover *c, int n)
+{
+	return n == CUTOVER_SHORT_TRIES ? c->row->lock_ms : Min(c->row->lock_ms, 10 << (n / 2));
+}
+
 static XLogRecPtr
 applied_lsn(void)
 {
@@ -299,9 +312,26 @@ step_lag(Cutover *c)
  * ----------------------------------------------------------------
  */
 
+/* False: somebody's lock was in the way to the last, and nothing is held. */
+static bool
+lock_source(Cutover *c, char **blockers)
+{
+	for (int n = 0; n <= CUTOVER_SHORT_TRIES; n++)
+	{
+		if (n > 0)
+			migrate_cutover_doze(CUTOVER_SHORT_PAUSE);
+		c->paused_at = GetCurrentTimestamp();
+		if (migrate_fence_lock(c->fence, Min(migrate_cutover_patience(c, n), c->row->max_downtime_ms),
+							   c->row->max_downtime_ms, n == CUTOVER_SHORT_TRIES ? blockers : NULL))
+			return true;
+		c->paused_at = 0;
+	}
+	return false;
+}
+
 /*
  * P25: short tries, so that a writer never waits long behind us.  The blockers
- * of each try are told.
+ * of each long one are told.
  */
 static char *
 step_fence(Cutover *c)
@@ -311,15 +341,8 @@ step_fence(Cutover *c)
 	int			tries = 1;
 	char	   *blockers;
 
-	for (;; tries++)
-	{
-		c->paused_at = GetCurrentTimestamp();
-		if (migrate_fence_lock(c->fence, Min(c->row->lock_ms, c->row->max_downtime_ms),
-							   c->row->max_downtime_ms, &blockers))
-			break;
-		c->paused_at = 0;
+	for (; !lock_source(c, &blockers); tries++)
 		try_again(c, begin, tries, &pause, blockers);
-	}
 	migrate_fault("cutover-locked");
 	migrate_fence_close(c->fence, c->row->digest, c->row->new_home);
 	return psprintf("%d tables, %d %s", c->fence->nleaves, tries, tries == 1 ? "try" : "tries");

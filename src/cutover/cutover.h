@@ -61,7 +61,7 @@ extern bool migrate_fence_arm(MigrateFence *fence, int lock_ms, int *made, char 
 /*
  * Begin the transaction that is the fence, and lock every table in one
  * statement that lasts lock_ms at most.  False, with nothing held, when it
- * could not; *blockers then names who was in the way.  idle_ms: the source
+ * could not; *blockers, if asked for, then names who was in the way.  idle_ms: the source
  * ends the transaction by itself after so long without a statement.
  */
 extern bool migrate_fence_lock(MigrateFence *fence, int lock_ms, int64 idle_ms,

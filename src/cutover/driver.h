@@ -28,6 +28,7 @@ typedef struct Cutover
 extern int64 migrate_cutover_ms_since(TimestampTz since);
 extern void migrate_cutover_deadline(Cutover *c);
 extern void migrate_cutover_doze(long ms);
+extern int	migrate_cutover_patience(Cutover *c, int n);
 extern void migrate_cutover_connect(Cutover *c);
 extern void migrate_cutover_hang_up(Cutover *c);
 extern void migrate_cutover_run_hooks(Cutover *c, const char *phase);
@@ -39,6 +40,10 @@ extern void migrate_rollback_turn(Cutover *c);
 
 /* between two looks at positions in shared memory that nobody wakes us for, ms */
 #define CUTOVER_LOOK_AGAIN 2
+
+/* short tries to lock in front of every long one, and between two of them, ms */
+#define CUTOVER_SHORT_TRIES 8
+#define CUTOVER_SHORT_PAUSE 30
 
 /* between tries to lock, ms: at first, at most */
 #define CUTOVER_LOCK_PAUSE 200

@@ -391,7 +391,8 @@ migrate_fence_lock(MigrateFence *fence, int lock_ms, int64 idle_ms, char **block
 		migrate_report_remote_error(res, fence->conn, sql.data);
 	PQclear(res);
 	migrate_fence_rollback(fence);
-	*blockers = name_blockers(fence);
+	if (blockers)
+		*blockers = name_blockers(fence);
 	return false;
 }
 

@@ -172,7 +172,7 @@ end_inner(Cutover *c, InnerStep *step)
  * has.
  */
 static bool
-close_guards(Cutover *c)
+close_guards(Cutover *c, int lock_ms)
 {
 	MemoryContext mcxt = CurrentMemoryContext;
 	ResourceOwner owner = CurrentResourceOwner;
@@ -182,7 +182,7 @@ close_guards(Cutover *c)
 	MemoryContextSwitchTo(mcxt);
 	PG_TRY();
 	{
-		(void) set_config_option("lock_timeout", psprintf("%d", c->row->lock_ms), PGC_USERSET,
+		(void) set_config_option("lock_timeout", psprintf("%d", lock_ms), PGC_USERSET,
 								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 		exec_int("SELECT migrate._set_guards($1, 'ENABLE')", c->job->job_id, SPI_OK_SELECT);
 		ReleaseCurrentSubTransaction();
@@ -207,18 +207,30 @@ close_guards(Cutover *c)
 	return closed;
 }
 
+/* False: somebody's lock was in the way to the last, and nothing is held. */
+static bool
+try_to_close(Cutover *c)
+{
+	for (int n = 0; n <= CUTOVER_SHORT_TRIES; n++)
+	{
+		if (n > 0)
+			migrate_cutover_doze(CUTOVER_SHORT_PAUSE);
+		c->paused_at = GetCurrentTimestamp();
+		if (close_guards(c, migrate_cutover_patience(c, n)))
+			return true;
+		c->paused_at = 0;
+	}
+	return false;
+}
+
 static void
 close_target(Cutover *c)
 {
 	TimestampTz begin = GetCurrentTimestamp();
 	long		pause = CUTOVER_LOCK_PAUSE;
 
-	for (;;)
+	while (!try_to_close(c))
 	{
-		c->paused_at = GetCurrentTimestamp();
-		if (close_guards(c))
-			return;
-		c->paused_at = 0;
 		if (migrate_cutover_ms_since(begin) + pause > c->row->fence_timeout_ms)
 			ereport(ERROR,
 					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
