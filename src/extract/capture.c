@@ -783,28 +783,25 @@ wait_for_more(void)
 }
 
 /*
- * Nothing more has come: end the local transaction, perhaps after letting the
- * source's next commits come into it.  Whether more is there, as receive().
+ * The last local commit was just now: let the source's next commits come into
+ * the same local transaction, and go on receiving.  False when it is time.
  */
 static bool
-commit_or_gather(void)
+gather(void)
 {
-	long		left = GATHER_MS - TimestampDifferenceMilliseconds(me.committed_at,
-																   GetCurrentTimestamp());
+	TimestampTz now = GetCurrentTimestamp();
+	long		left = GATHER_MS - TimestampDifferenceMilliseconds(me.committed_at, now);
+	int			rc;
 
-	if (left > 0)
-	{
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 Min(left, GATHER_MS), PG_WAIT_EXTENSION);
+	if (left <= 0)
+		return false;
+	rc = WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH |
+						   WL_SOCKET_READABLE, PQsocket(me.conn->pg), left, PG_WAIT_EXTENSION);
+	if (rc & WL_LATCH_SET)
 		ResetLatch(MyLatch);
-		if (receive())
-			return true;
-		if (me.in_xact)
-			return false;
-	}
-	commit_here();
-	judge_limit();
-	return false;
+	if (rc & WL_SOCKET_READABLE)
+		me.last_heard = now;
+	return true;
 }
 
 /* ----------------------------------------------------------------
@@ -893,7 +890,12 @@ session(void)
 		CHECK_FOR_INTERRUPTS();
 		more = receive();
 		if (!more && !me.in_xact && me.unsaved > 0)
-			more = commit_or_gather();
+		{
+			if (gather())
+				continue;
+			commit_here();
+			judge_limit();
+		}
 		now = GetCurrentTimestamp();
 		if (more && !me.full)
 			me.last_heard = now;
