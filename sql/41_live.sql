@@ -30,7 +30,7 @@ CREATE FUNCTION migrate._await_end(job_id int) RETURNS void
 LANGUAGE C VOLATILE STRICT SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'migrate_await_end';
 COMMENT ON FUNCTION migrate._await_end(int) IS
-	'wait until the job worker and the apply worker of a job have ended';
+	'wait until the job worker, the apply worker and the reverse worker of a job have ended';
 
 CREATE FUNCTION migrate._finish_clean(job text) RETURNS void
 LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$

@@ -298,6 +298,32 @@ $$;
 COMMENT ON FUNCTION migrate._fence_obstacles(migrate.job) IS
 'transactions and processes on the source that would hold up the lock of the fence';
 
+-- Who would keep a rollback from closing the targets.
+CREATE FUNCTION migrate._lock_blockers(job_id int) RETURNS text
+LANGUAGE sql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+	SELECT string_agg(DISTINCT CASE
+			   WHEN a.pid IS NULL THEN format('prepared transaction %L', x.gid)
+			   WHEN a.xact_start IS NULL THEN format('pid %s (%s; more is seen with pg_read_all_stats)', a.pid, a.usename)
+			   ELSE format('pid %s (%s, %s, transaction %s old%s)', a.pid, a.usename, a.state,
+						   date_trunc('second', clock_timestamp() - a.xact_start),
+						   CASE a.backend_type WHEN 'client backend' THEN '' ELSE ', ' || a.backend_type END) END, '; ')
+	FROM pg_locks l
+	LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+	LEFT JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.virtualtransaction = l.virtualtransaction
+						 AND t.locktype = 'transactionid' AND t.mode = 'ExclusiveLock'
+	LEFT JOIN pg_prepared_xacts x ON x.transaction = t.transactionid
+	WHERE l.locktype = 'relation' AND l.granted
+	  AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
+	  AND l.relation IN (SELECT g.tgrelid FROM pg_trigger g
+						 WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgname = 'migrate_guard_' || $1)
+	  AND l.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+	  AND l.pid IS DISTINCT FROM pg_backend_pid()
+$$;
+COMMENT ON FUNCTION migrate._lock_blockers(int) IS
+'transactions on this server that hold locks on a job''s targets which are in the way of closing them, for people; null: none';
+
 -- What is looked at under the fence, within the pause; an error undoes it.
 CREATE FUNCTION migrate._cutover_check(job_id int) RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -609,3 +635,13 @@ CREATE VIEW migrate.cutover_steps WITH (security_invoker = true) AS
 	ORDER BY s.cutover_id, s.step_no;
 COMMENT ON VIEW migrate.cutover_steps IS
 'the steps of every cutover and rehearsal with their durations; in_pause: the application waits meanwhile; pause: how long in all';
+
+CREATE VIEW migrate.cutovers WITH (security_invoker = true) AS
+	SELECT j.job, c.cutover_id, c.direction, c.stop_before, c.state, c.gate, c.overrides,
+		   make_interval(secs => c.max_downtime_ms / 1000.0) AS max_downtime, c.pause, c.sqlstate, c.error,
+		   c.asked_by, c.asked_at, c.started_at, c.ended_at
+	FROM migrate.cutover c
+	JOIN migrate.job j USING (job_id)
+	ORDER BY c.cutover_id;
+COMMENT ON VIEW migrate.cutovers IS
+'every cutover, rehearsal and rollback: gate: the one that it waits at for migrate_continue; overrides: what stood in its way and was passed over (migrate_accept), with the reasons; pause: how long the application could not write';

@@ -227,6 +227,10 @@ AS $$
 	SELECT 'privilege', 'the owner of the job may not create in this database, which a publication needs'
 	WHERE NOT has_database_privilege(current_database(), 'CREATE')
 	UNION ALL
+	SELECT 'slot', coalesce(r.error, 'no way back was armed when the target was opened')
+	FROM migrate.job j LEFT JOIN migrate.reverse r USING (job_id)
+	WHERE j.job_id = $1 AND j.state IN ('cut_over', 'rolling_back') AND coalesce(r.state, 'lost') = 'lost'
+	UNION ALL
 	SELECT m.target, i.obstacle
 	FROM migrate.inverse i JOIN migrate.mapping m USING (mapping_id)
 	WHERE i.job_id = $1 AND i.obstacle IS NOT NULL

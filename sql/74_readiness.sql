@@ -11,9 +11,16 @@ DECLARE
 	j		migrate.job;
 BEGIN
 	FOR j IN SELECT * FROM migrate.job x
-			 WHERE x.capture = 'logical' AND x.state NOT IN ('finished', 'cut_over', 'cutting_over', 'rolling_back')
+			 WHERE x.capture = 'logical' AND x.state <> 'finished'
 			 ORDER BY x.job_id
 	LOOP
+		-- one that is switched is listed for what is said of its way back
+		IF j.state IN ('cut_over', 'cutting_over', 'rolling_back') THEN
+			RETURN QUERY SELECT j.job_id, false, '{state}'::text[], '{}'::text[],
+				jsonb_build_array(jsonb_build_object('name', 'state', 'detail', format('The job is %s.', j.state),
+													 'hint', 'A cutover begins from state streaming.'));
+			CONTINUE;
+		END IF;
 		-- what going back would lose is told before it is armed
 		PERFORM migrate._plan_inverses(j.job_id);
 		RETURN QUERY
@@ -46,4 +53,4 @@ CREATE VIEW migrate.readiness WITH (security_invoker = true) AS
 					   FROM migrate.inverse i JOIN migrate.mapping m USING (mapping_id)
 					   WHERE i.job_id = j.job_id AND i.lost <> '{}') l ON true;
 COMMENT ON VIEW migrate.readiness IS
-'one row a job that follows its source live: whether its cutover may begin, what blocks it, what was accepted (migrate_accept with check ''cutover''), the pause as the last rehearsal or cutover measured it, and what going back would lose. Asks the sources';
+'one row a job that follows its source live or is cut over: whether its cutover may begin, what blocks it, what was accepted (migrate_accept with check ''cutover''), the pause as the last rehearsal or cutover measured it, and what going back would lose. Asks the sources';

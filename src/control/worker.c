@@ -280,15 +280,17 @@ migrate_job_alive(int job_id)
 }
 
 /*
- * migrate._await_end(job_id): sleep until the worker of the job and its apply
- * worker have given their locks back.
+ * migrate._await_end(job_id): sleep until the worker of the job, its apply
+ * worker and its reverse worker, which holds a slot, have given their locks
+ * back.
  */
 PG_FUNCTION_INFO_V1(migrate_await_end);
 PGDLLEXPORT Datum
 migrate_await_end(PG_FUNCTION_ARGS)
 {
-	static const MigrateLockKind kinds[] = {MIGRATE_LOCK_JOB, MIGRATE_LOCK_APPLY};
+	static const MigrateLockKind kinds[] = {MIGRATE_LOCK_JOB, MIGRATE_LOCK_APPLY, MIGRATE_LOCK_REVERSE};
 
+	migrate_fault("finish-asked");
 	for (int i = 0; i < lengthof(kinds); i++)
 	{
 		LOCKTAG		tag;
@@ -297,5 +299,6 @@ migrate_await_end(PG_FUNCTION_ARGS)
 		(void) LockAcquire(&tag, ShareLock, false, false);
 		LockRelease(&tag, ShareLock, false);
 	}
+	migrate_fault("finish-alone");
 	PG_RETURN_VOID();
 }

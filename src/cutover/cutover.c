@@ -194,19 +194,20 @@ step_reverse(Cutover *c)
 }
 
 /*
- * A try to lock that has failed: told, and slept upon.  Throws when
- * fence_timeout is over.
+ * A try to lock the tables of a side that has failed: told, and slept upon.
+ * Throws when fence_timeout is over.  Outside a transaction.
  */
-static void
-try_again(Cutover *c, TimestampTz begin, int tries, long *pause, const char *blockers)
+void
+migrate_cutover_try_again(Cutover *c, const char *side, TimestampTz begin, int tries,
+						  long *pause, const char *blockers)
 {
 	migrate_cutover_event(c->row, "warning", "fence",
-						  "the source's tables could not be locked within %d ms (try %d): %s",
-						  c->row->lock_ms, tries, blockers);
+						  "the %s's tables could not be locked within %d ms (try %d): %s",
+						  side, c->row->lock_ms, tries, blockers);
 	if (migrate_cutover_ms_since(begin) + *pause > c->row->fence_timeout_ms)
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("the source's tables could not be locked in %d tries", tries),
+				 errmsg("the %s's tables could not be locked in %d tries", side, tries),
 				 errdetail_internal("In the way: %s.", blockers),
 				 errhint("End these transactions, or try again at a quieter time.")));
 	migrate_cutover_doze(*pause);
@@ -222,7 +223,7 @@ step_arm(Cutover *c)
 	char	   *blockers;
 
 	for (int tries = 1; !migrate_fence_arm(c->fence, c->row->lock_ms, &made, &blockers); tries++)
-		try_again(c, begin, tries, &pause, blockers);
+		migrate_cutover_try_again(c, "source", begin, tries, &pause, blockers);
 	return psprintf("%d tables got triggers", made);
 }
 
@@ -342,7 +343,7 @@ step_fence(Cutover *c)
 	char	   *blockers;
 
 	for (; !lock_source(c, &blockers); tries++)
-		try_again(c, begin, tries, &pause, blockers);
+		migrate_cutover_try_again(c, "source", begin, tries, &pause, blockers);
 	migrate_fault("cutover-locked");
 	migrate_fence_close(c->fence, c->row->digest, c->row->new_home);
 	return psprintf("%d tables, %d %s", c->fence->nleaves, tries, tries == 1 ? "try" : "tries");

@@ -34,6 +34,8 @@ extern void migrate_cutover_hang_up(Cutover *c);
 extern void migrate_cutover_run_hooks(Cutover *c, const char *phase);
 extern void migrate_cutover_stop_apply(Cutover *c);
 extern XLogRecPtr migrate_cutover_source_position(MigrateConn *conn);
+extern void migrate_cutover_try_again(Cutover *c, const char *side, TimestampTz begin,
+									  int tries, long *pause, const char *blockers);
 
 /* in rollback.c */
 extern void migrate_rollback_turn(Cutover *c);

@@ -522,6 +522,7 @@ migrate_drop_fence(PG_FUNCTION_ARGS)
 						   job->connect_timeout_s);
 	refused = migrate_fence_drop(migrate_fence_create(job, conn), job->lock_timeout_ms);
 	migrate_disconnect(conn);
+	migrate_fault("finish-fence");
 	if (refused == NULL)
 		PG_RETURN_NULL();
 	PG_RETURN_TEXT_P(cstring_to_text(refused));

@@ -2,8 +2,8 @@
  *
  * remote_write.c
  *	  Rows into a table of the source, by idempotent statements: INSERT with
- *	  ON CONFLICT on the key, and DELETE by key.  Doing them again changes
- *	  nothing, so a crash may repeat them.
+ *	  ON CONFLICT on the key, DELETE by key, and both in one.  Doing them again
+ *	  changes nothing, so a crash may repeat them.
  *
  * Values travel as literals, which take the type of their column as in any
  * INSERT (P7: one conversion, the source's).  Keeps no state; runs in the
@@ -56,6 +56,38 @@ append_columns(StringInfo buf, MigrateRemoteTable *table, bool keys, const char 
 	return n;
 }
 
+/* VALUES (...), ... */
+static void
+append_values(StringInfo buf, MigrateRemoteTable *table, MigrateRemoteRow *rows,
+			  int from, int to)
+{
+	appendStringInfoString(buf, "VALUES ");
+	for (int r = from; r < to; r++)
+	{
+		for (int i = 0; i < table->ncolumns; i++)
+		{
+			appendStringInfoString(buf, i > 0 ? ", " : r > from ? ", (" : "(");
+			append_literal(buf, rows[r][i]);
+			/* the first row says what all are */
+			if (r == from)
+				appendStringInfo(buf, "::%s", table->types[i]);
+		}
+		appendStringInfoChar(buf, ')');
+	}
+}
+
+/* a.k = b.k AND ... */
+static void
+append_same_key(StringInfo buf, MigrateRemoteTable *table, const char *a, const char *b)
+{
+	int			n = 0;
+
+	for (int i = 0; i < table->ncolumns; i++)
+		if (table->is_key[i])
+			appendStringInfo(buf, "%s%s.%s = %s.%s", n++ > 0 ? " AND " : "",
+							 a, table->columns[i], b, table->columns[i]);
+}
+
 static void
 append_conflict(StringInfo buf, MigrateRemoteTable *table)
 {
@@ -103,25 +135,65 @@ migrate_remote_delete(MigrateRemoteTable *table, MigrateRemoteRow *rows, int fro
 	StringInfoData buf;
 
 	initStringInfo(&buf);
-	appendStringInfo(&buf, "DELETE FROM %s AS migrate_t USING (VALUES ", table->name);
-	for (int r = from; r < to; r++)
+	appendStringInfo(&buf, "DELETE FROM %s AS migrate_t USING (", table->name);
+	append_values(&buf, table, rows, from, to);
+	appendStringInfoString(&buf, ") AS migrate_v (");
+	(void) append_columns(&buf, table, false, "");
+	appendStringInfoString(&buf, ") WHERE ");
+	append_same_key(&buf, table, "migrate_t", "migrate_v");
+	return buf.data;
+}
+
+/* INSERT INTO t (<columns>[, <kept>]) ... SELECT <the same> FROM migrate_v v */
+static void
+append_insert_select(StringInfo buf, MigrateRemoteTable *table, bool kept)
+{
+	appendStringInfo(buf, "INSERT INTO %s (", table->name);
+	(void) append_columns(buf, table, false, "");
+	for (int i = 0; kept && i < table->nkept; i++)
+		appendStringInfo(buf, ", %s", table->kept[i]);
+	appendStringInfoString(buf, ") OVERRIDING SYSTEM VALUE SELECT ");
+	(void) append_columns(buf, table, false, "v.");
+	for (int i = 0; kept && i < table->nkept; i++)
+		appendStringInfo(buf, ", g.%s", table->kept[i]);
+	appendStringInfoString(buf, " FROM migrate_v v");
+}
+
+/*
+ * One statement, so that a foreign key to a row that is there again at its end
+ * is satisfied.  Counting what is gone has everything deleted before the first
+ * row is written.  What is not given is kept.
+ */
+char *
+migrate_remote_anew(MigrateRemoteTable *table, MigrateRemoteRow *rows, int from, int to)
+{
+	StringInfoData buf;
+	const char *all_gone = " WHERE (SELECT count(*) FROM migrate_gone) >= 0";
+
+	initStringInfo(&buf);
+	appendStringInfoString(&buf, "WITH migrate_v (");
+	(void) append_columns(&buf, table, false, "");
+	appendStringInfoString(&buf, ") AS (");
+	append_values(&buf, table, rows, from, to);
+	appendStringInfo(&buf, "), migrate_gone AS (DELETE FROM %s AS migrate_t USING migrate_v WHERE ",
+					 table->name);
+	append_same_key(&buf, table, "migrate_t", "migrate_v");
+	appendStringInfoString(&buf, " RETURNING migrate_t.*)");
+	if (table->nkept > 0)
 	{
-		for (int i = 0; i < table->ncolumns; i++)
-		{
-			appendStringInfoString(&buf, i > 0 ? ", " : r > from ? ", (" : "(");
-			append_literal(&buf, rows[r][i]);
-			/* the first row says what all are */
-			if (r == from)
-				appendStringInfo(&buf, "::%s", table->types[i]);
-		}
+		appendStringInfoString(&buf, ", migrate_again AS (");
+		append_insert_select(&buf, table, true);
+		appendStringInfoString(&buf, " JOIN migrate_gone g ON ");
+		append_same_key(&buf, table, "g", "v");
+		appendStringInfo(&buf, "%s) ", all_gone);
+	}
+	append_insert_select(&buf, table, false);
+	appendStringInfoString(&buf, all_gone);
+	if (table->nkept > 0)
+	{
+		appendStringInfoString(&buf, " AND NOT EXISTS (SELECT FROM migrate_gone g WHERE ");
+		append_same_key(&buf, table, "g", "v");
 		appendStringInfoChar(&buf, ')');
 	}
-	appendStringInfoString(&buf, ") AS migrate_v (");
-	for (int i = 0; i < table->ncolumns; i++)
-		appendStringInfo(&buf, "%smigrate_%d", i > 0 ? ", " : "", i);
-	appendStringInfoString(&buf, ") WHERE ");
-	for (int i = 0; i < table->ncolumns; i++)
-		appendStringInfo(&buf, "%smigrate_t.%s = migrate_v.migrate_%d", i > 0 ? " AND " : "",
-						 table->columns[i], i);
 	return buf.data;
 }

@@ -18,9 +18,15 @@ typedef struct MigrateRemoteTable
 	char	   *name;			/* quoted and qualified */
 	int			ncolumns;
 	char	  **columns;		/* quoted, those that are given */
-	char	  **types;			/* as here, for casts */
 	bool	   *is_key;
 	bool	   *fixed;			/* GENERATED ALWAYS AS IDENTITY: never updated */
+	char	  **types;			/* as there, without length: a cast must not
+								 * cut */
+
+	/* for rows that are written anew */
+	int			nkept;			/* quoted, those that are not given */
+	char	  **kept;
+	bool		anew;			/* deleting a row takes no other with it */
 } MigrateRemoteTable;
 
 /* a row of texts, NULL is null */
@@ -28,11 +34,18 @@ typedef char **MigrateRemoteRow;
 
 /*
  * Statements for rows [from, to): every row is there afterwards as it is given,
- * or every key (all columns are key columns then) is not.
+ * or no row with its key is.
  */
 extern char *migrate_remote_upsert(MigrateRemoteTable *table, MigrateRemoteRow *rows,
 								   int from, int to);
 extern char *migrate_remote_delete(MigrateRemoteTable *table, MigrateRemoteRow *rows,
 								   int from, int to);
+
+/*
+ * As upsert, but all that is there of these keys is deleted before the first is
+ * written, so that values which must be unique may change places.
+ */
+extern char *migrate_remote_anew(MigrateRemoteTable *table, MigrateRemoteRow *rows,
+								 int from, int to);
 
 #endif							/* MIGRATE_REMOTE_WRITE_H */

@@ -238,6 +238,92 @@ connect_source(void)
 	migrate_exec_quietly(worker.conn, "SET session_replication_role = replica");
 }
 
+/* After an error, too: the slot was released by then. */
+static void
+close_session(bool failed)
+{
+	if (worker.decoder)
+		migrate_decoder_close(worker.decoder, failed);
+	worker.decoder = NULL;
+	if (worker.conn)
+		migrate_disconnect(worker.conn);
+	worker.conn = NULL;
+	worker.tables = NULL;
+	memset(&worker.msg, 0, sizeof(worker.msg));
+	MemoryContextReset(worker.batch);
+	MemoryContextReset(worker.session);
+}
+
+/* The target goes on, and what is written to it stays here. */
+static void
+tell_lost(const char *reason, const char *how)
+{
+	set_reverse_state("lost", reason);
+	StartTransactionCommand();
+	migrate_event(worker.job_id, "alert", "reverse_lost",
+				  "%s: going back would lose what was written here", how);
+	CommitTransactionCommand();
+}
+
+/*
+ * max_target_wal: rather no way back than a full disk.  By the slot and not by
+ * the decoder, for there is none while the source does not answer, which is
+ * when WAL piles up.
+ */
+static bool
+holds_too_much(void)
+{
+	ReplicationSlot *slot = SearchNamedReplicationSlot(worker.slot, true);
+	char	   *name;
+	XLogRecPtr	restart;
+	XLogRecPtr	now = GetXLogWriteRecPtr();
+
+	if (slot == NULL || worker.max_wal <= 0)
+		return false;
+	SpinLockAcquire(&slot->mutex);
+	restart = slot->data.restart_lsn;
+	SpinLockRelease(&slot->mutex);
+	if (restart == InvalidXLogRecPtr || now <= restart || (int64) (now - restart) <= worker.max_wal)
+		return false;
+	name = MemoryContextStrdup(TopMemoryContext, worker.slot);
+	close_session(false);
+	migrate_fault("reverse-drop");
+	ReplicationSlotDrop(name, true);
+	pfree(name);
+	tell_lost("its slot held more WAL than max_target_wal, and was dropped",
+			  psprintf("the slot for the way back held %lld bytes of WAL, more than max_target_wal, and was dropped",
+					   (long long) (now - restart)));
+	return true;
+}
+
+/*
+ * Once the target is open, a slot that is not there, or that the server has
+ * taken its WAL from (max_slot_wal_keep_size), cannot be made good: a new one
+ * would miss what was written meanwhile.
+ */
+static bool
+slot_is_lost(void)
+{
+	ReplicationSlot *slot = SearchNamedReplicationSlot(worker.slot, true);
+	XLogRecPtr	restart;
+
+	if (worker.open_lsn == InvalidXLogRecPtr)
+		return false;
+	if (slot == NULL)
+	{
+		tell_lost("its slot is gone", "the slot for the way back is gone");
+		return true;
+	}
+	SpinLockAcquire(&slot->mutex);
+	restart = slot->data.restart_lsn;
+	SpinLockRelease(&slot->mutex);
+	if (restart != InvalidXLogRecPtr)
+		return false;
+	tell_lost("its slot was invalidated by this server",
+			  "the slot for the way back was invalidated by this server (max_slot_wal_keep_size)");
+	return true;
+}
+
 /* False when there is nothing to do for us. */
 static bool
 open_session(void)
@@ -251,6 +337,8 @@ open_session(void)
 		return false;
 	}
 	CommitTransactionCommand();
+	if (slot_is_lost() || holds_too_much())
+		return false;
 	if (!slot_exists(worker.slot))
 	{
 		migrate_worker_phase("arm");
@@ -269,22 +357,6 @@ open_session(void)
 	CommitTransactionCommand();
 	worker.confirmed_at = GetCurrentTimestamp();
 	return true;
-}
-
-/* After an error, too: the slot was released by then. */
-static void
-close_session(bool failed)
-{
-	if (worker.decoder)
-		migrate_decoder_close(worker.decoder, failed);
-	worker.decoder = NULL;
-	if (worker.conn)
-		migrate_disconnect(worker.conn);
-	worker.conn = NULL;
-	worker.tables = NULL;
-	memset(&worker.msg, 0, sizeof(worker.msg));
-	MemoryContextReset(worker.batch);
-	MemoryContextReset(worker.session);
 }
 
 /* ----------------------------------------------------------------
@@ -323,6 +395,28 @@ dirty_tables(ReverseTable ***tables)
 	return n;
 }
 
+/* Mappings that have open letters of the way back. */
+static Bitmapset *
+lettered_mappings(void)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	Bitmapset  *lettered = NULL;
+
+	migrate_spi_begin();
+	exec_for_job("SELECT DISTINCT d.mapping_id FROM migrate.dead_letter d"
+				 " WHERE d.job_id = $1 AND d.state = 'open' AND d.stage = 'back'", SPI_OK_SELECT);
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(mcxt);
+
+		lettered = bms_add_member(lettered, (int) migrate_spi_int64(i, 0, 0));
+		MemoryContextSwitchTo(old);
+	}
+	migrate_spi_end();
+	MemoryContextSwitchTo(mcxt);
+	return lettered;
+}
+
 /* Within a transaction on both sides: children are deleted first, parents
  * written first. */
 static void
@@ -330,7 +424,10 @@ write_collected(ReverseCounts *counts)
 {
 	ReverseTable **tables;
 	int			n = dirty_tables(&tables);
+	Bitmapset  *lettered = n > 0 ? lettered_mappings() : NULL;
 
+	for (int i = 0; lettered && i < n; i++)
+		migrate_reverse_supersede(tables[i], lettered);
 	for (int i = n - 1; i >= 0; i--)
 		migrate_reverse_write_gone(worker.job, worker.conn, tables[i], counts);
 	for (int i = 0; i < n; i++)
@@ -449,26 +546,6 @@ publish_position(XLogRecPtr lsn, ReverseCounts *counts, int64 changes)
 	migrate_worker_count(changes, 0, counts->dead);
 }
 
-/* max_target_wal: rather no way back than a full disk. */
-static bool
-holds_too_much(void)
-{
-	int64		retained = migrate_decoder_retained(worker.decoder);
-	char	   *slot = pstrdup(worker.slot);
-
-	if (worker.max_wal <= 0 || retained <= worker.max_wal)
-		return false;
-	close_session(false);
-	ReplicationSlotDrop(slot, true);
-	set_reverse_state("lost", "max_target_wal");
-	StartTransactionCommand();
-	migrate_event(worker.job_id, "alert", "reverse_lost",
-				  "the slot for the way back held %lld bytes of WAL, more than max_target_wal, and was dropped: going back would lose what was written here",
-				  (long long) retained);
-	CommitTransactionCommand();
-	return true;
-}
-
 /* True when something was applied. */
 static bool
 batch(void)
@@ -563,11 +640,13 @@ run(void)
 		{
 			if (worker.decoder == NULL && !open_session())
 				leave = true;
-			else if (!batch())
+			else
 			{
+				bool		worked = batch();
+
 				if (holds_too_much())
 					leave = true;
-				else
+				else if (!worked)
 					doze();
 			}
 		}
@@ -661,5 +740,6 @@ migrate_drop_own_slot(PG_FUNCTION_ARGS)
 	if (slot && slot_exists(slot))
 		ReplicationSlotDrop(slot, true);
 	migrate_spi_end();
+	migrate_fault("finish-slot");
 	PG_RETURN_VOID();
 }

@@ -12,7 +12,12 @@
  *
  * A row that fails by its own fault (an int8 that no longer fits an int4) is
  * found by halving and becomes a dead letter of stage 'back'; the source keeps
- * what it had.
+ * what it had.  It is superseded when another change of the same key comes.
+ *
+ * Statements write row by row, and the source looks at what must be unique
+ * after each: rows that exchange such values stand in each other's way.  Where
+ * a statement fails for that, its rows are written last, all at once, after the
+ * old ones of all of them have been taken away.
  *
  * Runs in the reverse worker, in one transaction here and one on the source.  A
  * crash undoes both or repeats the changes.
@@ -31,6 +36,7 @@
 #include "common/hashfn.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/json.h"
 #include "utils/lsyscache.h"
@@ -46,6 +52,7 @@
 #define STATEMENT_BYTES (1024 * 1024)
 
 #define SAVEPOINT "migrate_back"
+#define SAVEPOINT_TRIAL "migrate_back_trial"
 
 /* ----------------------------------------------------------------
  * the tables of a job
@@ -122,18 +129,38 @@ make_mapping(MigrateMapping *forward, MigrateSource *src, Oid to, char *query,
 	return map;
 }
 
-/* The names of a column there, and what it is: generated ones are not given. */
+/*
+ * Columns of a table there: name, type, whether it is GENERATED ALWAYS AS
+ * IDENTITY; and whether a row may be deleted there for a moment: nothing
+ * cascades from it, and no trigger sees it.
+ */
+static PGresult *
+remote_columns(MigrateSource *forward, MigrateConn *conn)
+{
+	return migrate_exec(conn,
+						psprintf("SELECT a.attname, pg_catalog.format_type(a.atttypid, -1), a.attidentity = 'a',"
+								 " pg_catalog.current_setting('session_replication_role') = 'replica'"
+								 " OR NOT EXISTS (SELECT FROM pg_catalog.pg_constraint f WHERE f.contype = 'f'"
+								 "  AND f.confrelid = c.oid AND f.confdeltype <> 'a')"
+								 " AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid"
+								 "  AND NOT t.tgisinternal AND t.tgtype & 8 <> 0 AND t.tgname !~ '^migrate_fence_')"
+								 " FROM pg_catalog.pg_attribute a"
+								 " JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
+								 " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
+								 " WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0"
+								 " AND NOT a.attisdropped AND a.attgenerated = '' ORDER BY a.attnum",
+								 quote_literal_cstr(forward->remote_schema),
+								 quote_literal_cstr(forward->remote_table)));
+}
+
+/* The columns that are given, as they are there, and those that are not. */
 static void
 describe_remote(MigrateRemoteTable *remote, MigrateSource *forward, MigrateMapping *map,
 				MigrateConn *conn, bool keys_only)
 {
-	PGresult   *res = migrate_exec(conn,
-								   psprintf("SELECT a.attname FROM pg_catalog.pg_attribute a"
-											" JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
-											" JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
-											" WHERE n.nspname = %s AND c.relname = %s AND a.attidentity = 'a'",
-											quote_literal_cstr(forward->remote_schema),
-											quote_literal_cstr(forward->remote_table)));
+	PGresult   *res = remote_columns(forward, conn);
+	int			n = PQntuples(res);
+	bool	   *given = palloc0(Max(n, 1) * sizeof(bool));
 
 	remote->name = quote_qualified_identifier(forward->remote_schema, forward->remote_table);
 	remote->ncolumns = map->ncolumns;
@@ -149,13 +176,25 @@ describe_remote(MigrateRemoteTable *remote, MigrateSource *forward, MigrateMappi
 			if (strcmp(col->name, map->columns[i]) != 0)
 				continue;
 			remote->columns[i] = pstrdup(quote_identifier(col->remote_name));
-			remote->types[i] = format_type_extended(col->type, col->typmod,
-													FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY);
+			remote->types[i] = format_type_extended(col->type, -1, FORMAT_TYPE_TYPEMOD_GIVEN |
+													FORMAT_TYPE_FORCE_QUALIFY);
 			remote->is_key[i] = keys_only || col->is_key;
-			for (int row = 0; row < PQntuples(res); row++)
-				if (strcmp(PQgetvalue(res, row, 0), col->remote_name) == 0)
-					remote->fixed[i] = true;
+			for (int row = 0; row < n; row++)
+			{
+				if (strcmp(PQgetvalue(res, row, 0), col->remote_name) != 0)
+					continue;
+				given[row] = true;
+				remote->types[i] = migrate_result_value(res, row, 1);
+				remote->fixed[i] = PQgetvalue(res, row, 2)[0] == 't';
+			}
 		}
+	remote->kept = palloc(Max(n, 1) * sizeof(char *));
+	for (int row = 0; row < n; row++)
+	{
+		remote->anew = PQgetvalue(res, row, 3)[0] == 't';
+		if (!given[row])
+			remote->kept[remote->nkept++] = pstrdup(quote_identifier(migrate_result_value(res, row, 0)));
+	}
 	PQclear(res);
 }
 
@@ -641,23 +680,57 @@ texts_of(MigrateMapping *map, MigrateBatch *batch, int *n)
  * to the source, bad rows set aside
  * ----------------------------------------------------------------
  */
+typedef enum WriteHow
+{
+	WRITE_GONE,					/* rows that are no more: delete */
+	WRITE_IMAGES,				/* upsert */
+	WRITE_ANEW,					/* delete all, then insert */
+	WRITE_AWAY					/* delete the rows with the images' keys */
+} WriteHow;
+
 typedef struct Portion
 {
 	MigrateJob *job;
 	MigrateConn *conn;
 	ReverseWay *way;
-	bool		deletes;
+	WriteHow	how;
 	ReverseEntry **entries;
 	ReverseCounts *counts;
+
+	/*
+	 * Entries that are to be written anew, since what must be unique is still
+	 * at another row; filled while images are written.
+	 */
+	ReverseEntry **conflicts;
+	int			nconflicts;
+
+	/* while it is found out which of those cannot be written */
+	ErrorData **errors;			/* by entry; NULL: bad rows are buried */
 } Portion;
+
+static char *
+statement_for(Portion *p, MigrateRemoteRow *rows, int n)
+{
+	switch (p->how)
+	{
+		case WRITE_GONE:
+			return migrate_remote_delete(&p->way->remote_keys, rows, 0, n);
+		case WRITE_ANEW:
+			return migrate_remote_anew(&p->way->remote, rows, 0, n);
+		case WRITE_AWAY:
+			return migrate_remote_delete(&p->way->remote, rows, 0, n);
+		default:
+			return migrate_remote_upsert(&p->way->remote, rows, 0, n);
+	}
+}
 
 /* Everything for entries [from, to) but the halving; throws. */
 static int64
 write_rows(Portion *p, int from, int to)
 {
+	bool		gone = p->how == WRITE_GONE;
 	MigrateBatch *batch = migrate_batch_create(p->way->src);
-	MigrateMapping *map = p->deletes ? p->way->keys : p->way->inverse;
-	MigrateRemoteTable *remote = p->deletes ? &p->way->remote_keys : &p->way->remote;
+	MigrateMapping *map = gone ? p->way->keys : p->way->inverse;
 	MigrateRemoteRow *rows;
 	int			n;
 
@@ -665,10 +738,10 @@ write_rows(Portion *p, int from, int to)
 	for (int i = from; i < to; i++)
 	{
 		ReverseEntry *entry = p->entries[i];
-		char	  **row = p->deletes ? entry->gone : entry->image;
+		char	  **row = gone ? entry->gone : entry->image;
 
 		/* not there any more: its delete follows */
-		if (!p->deletes && entry->unknown && !fetch_current(p->way, row))
+		if (!gone && entry->unknown && !fetch_current(p->way, row))
 			continue;
 		add_row(p->way, batch, row);
 	}
@@ -676,8 +749,7 @@ write_rows(Portion *p, int from, int to)
 	PopActiveSnapshot();
 	migrate_batch_free(batch);
 	if (n > 0)
-		PQclear(migrate_exec(p->conn, p->deletes ? migrate_remote_delete(remote, rows, 0, n) :
-							 migrate_remote_upsert(remote, rows, 0, n)));
+		PQclear(migrate_exec(p->conn, statement_for(p, rows, n)));
 	return n;
 }
 
@@ -710,12 +782,48 @@ static void
 bury(Portion *p, ReverseEntry *entry, ErrorData *edata)
 {
 	MigrateLoadContext ctx = {.job = p->job};
-	char	  **row = p->deletes ? entry->gone : entry->image;
+	char	  **row = p->how == WRITE_GONE ? entry->gone : entry->image;
 
 	migrate_dead_letter_insert(&ctx, p->way->mapping_id, "back",
 							   row_json(p->way->src, row, true),
 							   row_json(p->way->src, row, false), NULL, edata, NULL);
 	p->counts->dead++;
+}
+
+/*
+ * Open letters of the keys that have changed again are superseded: the source
+ * gets the row as it is now, or there is a new letter.  After a TRUNCATE, all.
+ */
+static void
+supersede(ReverseTable *table, ReverseWay *way)
+{
+	Oid			types[] = {INT4OID, TEXTARRAYOID};
+	Datum		values[] = {Int32GetDatum(way->mapping_id), (Datum) 0};
+	ArrayBuildState *keys = initArrayResult(TEXTOID, CurrentMemoryContext, true);
+	ListCell   *lc;
+
+	foreach(lc, table->order)
+	{
+		ReverseEntry *entry = lfirst(lc);
+
+		keys = accumArrayResult(keys, CStringGetTextDatum(row_json(way->src, entry->image ? entry->image : entry->gone, true)),
+								false, TEXTOID, CurrentMemoryContext);
+	}
+	values[1] = makeArrayResult(keys, CurrentMemoryContext);
+	migrate_spi_begin();
+	migrate_spi_exec("UPDATE migrate.dead_letter d SET state = 'superseded', updated_at = now()"
+					 " WHERE d.mapping_id = $1 AND d.state = 'open' AND d.stage = 'back' AND ($2 IS NULL"
+					 "  OR d.key IN (SELECT k::pg_catalog.jsonb FROM pg_catalog.unnest($2) k))",
+					 2, types, values, table->truncated ? " n" : NULL, SPI_OK_UPDATE);
+	migrate_spi_end();
+}
+
+void
+migrate_reverse_supersede(ReverseTable *table, Bitmapset *lettered)
+{
+	for (int w = 0; w < table->nways; w++)
+		if (bms_is_member(table->ways[w].mapping_id, lettered))
+			supersede(table, &table->ways[w]);
 }
 
 /* One try, under a savepoint on both sides; the error when it failed. */
@@ -751,11 +859,34 @@ try_rows(Portion *p, int from, int to)
 		ReThrowError(edata);
 	PQclear(migrate_exec(p->conn, edata ? "ROLLBACK TO SAVEPOINT " SAVEPOINT "; RELEASE SAVEPOINT " SAVEPOINT :
 						 "RELEASE SAVEPOINT " SAVEPOINT));
-	if (edata == NULL && p->deletes)
-		p->counts->deletes += n;
-	else if (edata == NULL)
-		p->counts->upserts += n;
+	if (edata == NULL && p->errors == NULL)
+	{
+		if (p->how == WRITE_GONE)
+			p->counts->deletes += n;
+		else
+			p->counts->upserts += n;
+	}
 	return edata;
+}
+
+static bool
+is_conflict(ErrorData *edata)
+{
+	return edata->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ||
+		edata->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION;
+}
+
+/* A row that cannot be written; takes the error. */
+static void
+set_aside(Portion *p, int i, ErrorData *edata)
+{
+	if (p->errors)
+		p->errors[i] = edata;
+	else
+	{
+		bury(p, p->entries[i], edata);
+		FreeErrorData(edata);
+	}
 }
 
 static void
@@ -767,8 +898,16 @@ write_portion(Portion *p, int from, int to)
 	edata = try_rows(p, from, to);
 	if (edata == NULL)
 		return;
-	if (to - from == 1)
-		bury(p, p->entries[from], edata);
+	if (p->conflicts && is_conflict(edata))
+	{
+		memcpy(p->conflicts + p->nconflicts, p->entries + from, sizeof(ReverseEntry *) * (to - from));
+		p->nconflicts += to - from;
+	}
+	else if (to - from == 1)
+	{
+		set_aside(p, from, edata);
+		return;
+	}
 	else
 	{
 		int			middle = from + (to - from) / 2;
@@ -777,6 +916,68 @@ write_portion(Portion *p, int from, int to)
 		write_portion(p, middle, to);
 	}
 	FreeErrorData(edata);
+}
+
+/*
+ * Which of the rows cannot be written although the old ones of all of them are
+ * out of the way?  It is tried, and taken back.
+ */
+static void
+find_unwritable(Portion *p, int n, ErrorData *edata)
+{
+	ErrorData  *away;
+
+	PQclear(migrate_exec(p->conn, "SAVEPOINT " SAVEPOINT_TRIAL));
+	p->how = WRITE_AWAY;
+	away = try_rows(p, 0, n);
+	p->how = WRITE_IMAGES;
+	if (away == NULL)
+		write_portion(p, 0, n);
+	else
+		FreeErrorData(away);
+	PQclear(migrate_exec(p->conn, "ROLLBACK TO SAVEPOINT " SAVEPOINT_TRIAL
+						 "; RELEASE SAVEPOINT " SAVEPOINT_TRIAL));
+	for (int i = 0; i < n; i++)
+		if (p->errors[i])
+			return;
+	/* it cannot be told: all of them */
+	for (int i = 0; i < n; i++)
+		p->errors[i] = edata;
+}
+
+/*
+ * Rows whose unique values have changed places.  What cannot be written is set
+ * aside, and the source keeps what it had there; that may stand in the way of
+ * others, so it is tried again with the rest until all of that can be written.
+ */
+static void
+write_anew(Portion *from, ReverseEntry **entries, int n)
+{
+	Portion		p = *from;
+
+	p.entries = entries;
+	p.conflicts = NULL;
+	while (n > 0)
+	{
+		ErrorData  *edata;
+		int			left = 0;
+
+		p.how = WRITE_ANEW;
+		p.errors = NULL;
+		edata = try_rows(&p, 0, n);
+		if (edata == NULL)
+			return;
+		p.errors = palloc0(sizeof(ErrorData *) * n);
+		find_unwritable(&p, n, edata);
+		for (int i = 0; i < n; i++)
+		{
+			if (p.errors[i])
+				bury(&p, entries[i], p.errors[i]);
+			else
+				entries[left++] = entries[i];
+		}
+		n = left;
+	}
 }
 
 static Size
@@ -789,12 +990,20 @@ row_size(ReverseWay *way, char **row)
 	return size;
 }
 
+static ReverseEntry **
+entry_array(int n)
+{
+	return MemoryContextAllocHuge(CurrentMemoryContext, sizeof(ReverseEntry *) * Max(n, 1));
+}
+
 /* All entries that have what is asked for, in statements of bounded size. */
 static void
-write_all(MigrateJob *job, MigrateConn *conn, ReverseTable *table, bool deletes,
+write_all(MigrateJob *job, MigrateConn *conn, ReverseTable *table, WriteHow how,
 		  ReverseCounts *counts)
 {
-	ReverseEntry **entries = palloc(sizeof(ReverseEntry *) * Max(list_length(table->order), 1));
+	bool		deletes = how == WRITE_GONE;
+	ReverseEntry **entries = entry_array(list_length(table->order));
+	ReverseEntry **conflicts = entry_array(list_length(table->order));
 	int			n = 0;
 	ListCell   *lc;
 
@@ -807,9 +1016,12 @@ write_all(MigrateJob *job, MigrateConn *conn, ReverseTable *table, bool deletes,
 	}
 	for (int w = 0; w < table->nways; w++)
 	{
-		Portion		p = {job, conn, &table->ways[w], deletes, entries, counts};
+		Portion		p = {.job = job,.conn = conn,.way = &table->ways[w],.how = how,
+		.entries = entries,.counts = counts};
 		int			from = 0;
 
+		if (!deletes && p.way->remote.anew)
+			p.conflicts = conflicts;
 		while (from < n)
 		{
 			Size		size = 0;
@@ -823,8 +1035,10 @@ write_all(MigrateJob *job, MigrateConn *conn, ReverseTable *table, bool deletes,
 			write_portion(&p, from, to);
 			from = to;
 		}
+		write_anew(&p, conflicts, p.nconflicts);
 	}
 	pfree(entries);
+	pfree(conflicts);
 }
 
 /*
@@ -851,12 +1065,12 @@ migrate_reverse_write_gone(MigrateJob *job, MigrateConn *conn, ReverseTable *tab
 {
 	if (table->truncated)
 		truncate_source(conn, table);
-	write_all(job, conn, table, true, counts);
+	write_all(job, conn, table, WRITE_GONE, counts);
 }
 
 void
 migrate_reverse_write_images(MigrateJob *job, MigrateConn *conn, ReverseTable *table,
 							 ReverseCounts *counts)
 {
-	write_all(job, conn, table, false, counts);
+	write_all(job, conn, table, WRITE_IMAGES, counts);
 }

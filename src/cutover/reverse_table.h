@@ -14,6 +14,7 @@
 
 #include "extract/stream.h"
 #include "cutover/remote_write.h"
+#include "nodes/bitmapset.h"
 #include "utils/hsearch.h"
 
 /* one mapping of a target, backwards */
@@ -84,5 +85,11 @@ extern void migrate_reverse_write_gone(MigrateJob *job, MigrateConn *conn,
 extern void migrate_reverse_write_images(MigrateJob *job, MigrateConn *conn,
 										 ReverseTable *table, ReverseCounts *counts);
 extern void migrate_reverse_clear(ReverseTable *table);
+
+/*
+ * Before them: what was collected supersedes letters of the way back, of the
+ * mappings (numbers) that have open ones.
+ */
+extern void migrate_reverse_supersede(ReverseTable *table, Bitmapset *lettered);
 
 #endif							/* MIGRATE_REVERSE_TABLE_H */

@@ -24,7 +24,7 @@
  *
  * Runs in the job worker, state rolling_back.  Locks: SHARE ROW EXCLUSIVE on
  * the targets until the commit, which readers and the reverse worker do not
- * wait for.
+ * wait for; all within one lock time-out, else who was in the way is told.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -37,6 +37,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
@@ -167,6 +168,40 @@ end_inner(Cutover *c, InnerStep *step)
 					 5, types, values, NULL, SPI_OK_INSERT);
 }
 
+static void
+set_lock_timeout(int64 ms)
+{
+	(void) set_config_option("lock_timeout", psprintf("%lld", (long long) ms), PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+}
+
+/*
+ * P25: the locks that the guards need, of all tables within one time-out, so
+ * that no writer waits behind us for longer, however many tables there are.
+ */
+static void
+lock_all(Cutover *c, int lock_ms)
+{
+	TimestampTz begin = GetCurrentTimestamp();
+	int			n;
+	Oid		   *relids;
+
+	exec_int("SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g"
+			 " WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgparentid = 0"
+			 " AND g.tgname = 'migrate_guard_' || $1 ORDER BY 1", c->job->job_id, SPI_OK_SELECT);
+	n = (int) SPI_processed;
+	relids = palloc(sizeof(Oid) * Max(n, 1));
+	for (int i = 0; i < n; i++)
+		relids[i] = (Oid) migrate_spi_int64(i, 0, 0);
+	for (int i = 0; i < n; i++)
+	{
+		set_lock_timeout(Max(1, lock_ms - migrate_cutover_ms_since(begin)));
+		LockRelationOid(relids[i], ShareRowExclusiveLock);
+	}
+	/* what is locked cannot be waited for */
+	set_lock_timeout(lock_ms);
+}
+
 /*
  * The guards of all targets, in a subtransaction that may time out.  False: it
  * has.
@@ -182,8 +217,7 @@ close_guards(Cutover *c, int lock_ms)
 	MemoryContextSwitchTo(mcxt);
 	PG_TRY();
 	{
-		(void) set_config_option("lock_timeout", psprintf("%d", lock_ms), PGC_USERSET,
-								 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+		lock_all(c, lock_ms);
 		exec_int("SELECT migrate._set_guards($1, 'ENABLE')", c->job->job_id, SPI_OK_SELECT);
 		ReleaseCurrentSubTransaction();
 	}
@@ -223,22 +257,41 @@ try_to_close(Cutover *c)
 	return false;
 }
 
+/* Who is in our way, asked after we have let go. */
+static char *
+name_blockers(Cutover *c)
+{
+	char	   *blockers;
+
+	exec_int("SELECT coalesce(migrate._lock_blockers($1), 'somebody who has ended since')",
+			 c->job->job_id, SPI_OK_SELECT);
+	blockers = MemoryContextStrdup(c->row->mcxt, migrate_spi_text(0, 0));
+	return blockers;
+}
+
+/*
+ * Begin the closing transaction with the guards enabled.  A try that fails is
+ * told in a transaction of its own, and the application goes on meanwhile.
+ */
 static void
 close_target(Cutover *c)
 {
 	TimestampTz begin = GetCurrentTimestamp();
 	long		pause = CUTOVER_LOCK_PAUSE;
 
-	while (!try_to_close(c))
+	for (int tries = 1;; tries++)
 	{
-		if (migrate_cutover_ms_since(begin) + pause > c->row->fence_timeout_ms)
-			ereport(ERROR,
-					(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-					 errmsg("the target's tables could not be locked within %lld ms",
-							(long long) migrate_cutover_ms_since(begin)),
-					 errhint("pg_blocking_pids tells who is in the way; end these transactions, or try again at a quieter time.")));
-		migrate_cutover_doze(pause);
-		pause = Min(pause * 2, CUTOVER_LOCK_MAX_PAUSE);
+		char	   *blockers;
+
+		StartTransactionCommand();
+		migrate_spi_begin();
+		if (try_to_close(c))
+			return;
+		blockers = name_blockers(c);
+		migrate_spi_end();
+		CommitTransactionCommand();
+		MemoryContextSwitchTo(c->row->mcxt);
+		migrate_cutover_try_again(c, "target", begin, tries, &pause, blockers);
 	}
 }
 
@@ -288,6 +341,9 @@ mark_closed(Cutover *c)
 					 2, types, values, NULL, SPI_OK_UPDATE);
 	migrate_spi_exec("UPDATE migrate.cutover SET closed = true, fence_lsn = $2 WHERE cutover_id = $3 AND $1 IS NOT NULL",
 					 3, types, values, NULL, SPI_OK_UPDATE);
+	/* it was accepted for this rollback; its reason stays in "overrides" */
+	exec_int("DELETE FROM migrate.acceptance WHERE job_id = $1 AND check_name = 'rollback'",
+			 c->job->job_id, SPI_OK_DELETE);
 }
 
 static void
@@ -296,8 +352,6 @@ close_and_drain(Cutover *c)
 	InnerStep	step;
 	XLogRecPtr	lsn;
 
-	StartTransactionCommand();
-	migrate_spi_begin();
 	begin_inner(c, &step, "close");
 	close_target(c);
 	end_inner(c, &step);

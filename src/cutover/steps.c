@@ -323,7 +323,7 @@ migrate_cutover_undone(MigrateCutover *cutover, ErrorData *edata, TimestampTz pa
 	nulls[1] = nulls[2] = error ? ' ' : 'n';
 	nulls[3] = paused_at != 0 ? ' ' : 'n';
 	end_step(cutover, error ? "failed" : "undone", error);
-	exec_for_cutover(cutover, "UPDATE migrate.cutover SET state = 'undone', ended_at = clock_timestamp(),"
+	exec_for_cutover(cutover, "UPDATE migrate.cutover SET state = 'undone', ended_at = clock_timestamp(), gate = NULL,"
 					 " sqlstate = $2, error = $3, pause = clock_timestamp() - $4 WHERE cutover_id = $1",
 					 4, types, values, nulls, SPI_OK_UPDATE);
 	migrate_set_state(cutover->job->job_id, cutover->forward ? "streaming" : "cut_over",
@@ -432,6 +432,9 @@ gate(MigrateCutover *cutover, const char *name)
 		exec_for_cutover(cutover, "UPDATE migrate.cutover SET gate = $2, continued_at = NULL"
 						 " WHERE cutover_id = $1 AND gate IS DISTINCT FROM $2",
 						 2, types, values, NULL, SPI_OK_UPDATE);
+	else
+		exec_for_cutover(cutover, "UPDATE migrate.cutover SET gate = NULL WHERE cutover_id = $1",
+						 1, types, values, NULL, SPI_OK_UPDATE);
 	exec_for_cutover(cutover, "SELECT (continued_at IS NOT NULL)::int FROM migrate.cutover WHERE cutover_id = $1",
 					 1, types, values, NULL, SPI_OK_SELECT);
 	open = migrate_spi_int64(0, 0, 0) != 0;
@@ -459,6 +462,7 @@ wait_at_gate(MigrateCutover *cutover, Hook *hook, const char *phase, int64 timeo
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
 	}
+	(void) gate(cutover, NULL);
 }
 
 /*

@@ -343,5 +343,6 @@ migrate_stream_leave(PG_FUNCTION_ARGS)
 	if (!others)
 		remove_stream(job_id, stream);
 	migrate_spi_end();
+	migrate_fault("finish-stream");
 	return (Datum) 0;
 }

@@ -293,7 +293,11 @@ $holder->{in} .= "BEGIN; UPDATE account SET balance = balance + 1 WHERE id = 8;\
 $holder->{run}->pump until $holder->{out} =~ /there/;
 ($rc, $err) = call('rollback');
 isnt($rc, 0, 'a transaction on the target keeps a rollback from closing it');
-like(last_error(), qr/the target's tables could not be locked within \d+ ms/, 'which says so');
+like(last_error(), qr/the target's tables could not be locked in \d+ tries/, 'which says so');
+like(value($target, q{SELECT message FROM migrate.event WHERE kind = 'fence' ORDER BY event_id DESC LIMIT 1}),
+	qr/the target's tables could not be locked within 300 ms \(try \d+\): pid \d+ \(\w+, idle in transaction, transaction \S+ old\)/, 'and names it, after each try');
+like(value($target, q{SELECT message FROM migrate.event WHERE kind = 'rollback_undone' ORDER BY event_id DESC LIMIT 1}),
+	qr/In the way: pid \d+/, 'and at the end');
 is(job_state($target, 'j'), 'cut_over', 'and the target stays open');
 say_to($holder, 'COMMIT;');
 $target->safe_psql('postgres', 'UPDATE account SET balance = balance + 1 WHERE id = 8');
