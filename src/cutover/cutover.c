@@ -161,7 +161,7 @@ step_prechecks(Cutover *c)
 static char *
 step_guard(Cutover *c)
 {
-	int64		n = migrate_cutover_call(c->row, "SELECT migrate._arm_guards($1)");
+	int64		n = migrate_cutover_call_as_writer(c->row, "SELECT migrate._arm_guards($1)");
 
 	return psprintf("%lld tables got a guard", (long long) n);
 }

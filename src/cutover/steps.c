@@ -245,8 +245,9 @@ migrate_cutover_event(MigrateCutover *cutover, const char *level, const char *ki
 	MemoryContextSwitchTo(cutover->mcxt);
 }
 
-int64
-migrate_cutover_call(MigrateCutover *cutover, const char *sql)
+/* One value of a statement in a transaction of its own, perhaps as the targets' writer (P14). */
+static int64
+call(MigrateCutover *cutover, const char *sql, bool writer)
 {
 	Oid			type = INT4OID;
 	Datum		value = Int32GetDatum(cutover->job->job_id);
@@ -257,10 +258,28 @@ migrate_cutover_call(MigrateCutover *cutover, const char *sql)
 	if (cutover->lag_timeout_ms > 0)
 		(void) set_config_option("lock_timeout", psprintf("%lld", (long long) cutover->lag_timeout_ms),
 								 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+	if (writer)
+		migrate_writer_lock(cutover->job->job_id);
 	exec_for_cutover(cutover, sql, 1, &type, &value, NULL, SPI_OK_SELECT);
 	result = SPI_processed > 0 ? migrate_spi_int64(0, 0, 0) : 0;
 	commit(cutover, false);
 	return result;
+}
+
+int64
+migrate_cutover_call(MigrateCutover *cutover, const char *sql)
+{
+	return call(cutover, sql, false);
+}
+
+/*
+ * For what locks many targets: the apply worker is not between two of them
+ * meanwhile, which would be a deadlock.
+ */
+int64
+migrate_cutover_call_as_writer(MigrateCutover *cutover, const char *sql)
+{
+	return call(cutover, sql, true);
 }
 
 /* ----------------------------------------------------------------

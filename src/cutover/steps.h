@@ -49,6 +49,7 @@ extern void migrate_cutover_note_lsn(MigrateCutover *cutover, XLogRecPtr lsn);
 
 /* A function of one argument, the job's number; its value as a number. */
 extern int64 migrate_cutover_call(MigrateCutover *cutover, const char *sql);
+extern int64 migrate_cutover_call_as_writer(MigrateCutover *cutover, const char *sql);
 
 /*
  * One transaction, durable: the guards are off, the cutover is done, the job
