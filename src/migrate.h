@@ -899,8 +899,9 @@ extern int64 migrate_spi_int64(int row, int col, int64 if_null);
 extern int	migrate_follow_index_order(void);
 
 /* fault injection for the crash tests: SIGKILL, an ERROR or a wait at a named
- * point, set by the custom GUC migrate.fault = 'point:kill|error|wait' */
+ * point, or true: leave it out; set by the custom GUC
+ * migrate.fault = 'point:kill|error|wait|skip' */
 extern char *migrate_fault_setting;
-extern void migrate_fault(const char *point);
+extern bool migrate_fault(const char *point);
 
 #endif							/* MIGRATE_H */

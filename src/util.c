@@ -151,19 +151,22 @@ migrate_follow_index_order(void)
 /*
  * A named point where the crash tests stop the process: migrate.fault is
  * "point:kill" (SIGKILL to ourselves), "point:error" or "point:wait" (until
- * the setting changes).  Costs a comparison when not set.
+ * the setting changes).  With "point:skip" it returns true: the caller leaves
+ * out what it names, if it looks.  Costs a comparison when not set.
  */
-void
+bool
 migrate_fault(const char *point)
 {
 	size_t		len;
 
 	if (likely(migrate_fault_setting == NULL || migrate_fault_setting[0] == '\0'))
-		return;
+		return false;
 	len = strlen(point);
 	if (strncmp(migrate_fault_setting, point, len) != 0 ||
 		migrate_fault_setting[len] != ':')
-		return;
+		return false;
+	if (strcmp(migrate_fault_setting + len + 1, "skip") == 0)
+		return true;
 	if (strcmp(migrate_fault_setting + len + 1, "kill") == 0)
 		kill(MyProcPid, SIGKILL);
 	else if (strcmp(migrate_fault_setting + len + 1, "error") == 0)
@@ -182,4 +185,5 @@ migrate_fault(const char *point)
 			ProcessConfigFile(PGC_SIGHUP);
 		}
 	}
+	return false;
 }

@@ -723,7 +723,7 @@ tick(TimestampTz now)
 		migrate_worker_reload();
 	if (quiet && me.idle_lsn > me.spooled)
 		take_idle_position();
-	if (me.nqueue > 0)
+	if (me.nqueue > 0 && !migrate_fault("capture-flush"))
 		XLogFlush(me.queue[me.nqueue - 1].local_end);
 	if (!me.full && TimestampDifferenceExceeds(me.last_heard, now, SILENCE_DEAD))
 		ereport(ERROR,

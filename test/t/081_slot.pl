@@ -299,4 +299,64 @@ src(q{CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT g, 'a' F
 	sql(q{SELECT migrate_drop_job('poor')});
 }
 
+# --- what is confirmed to the source is durable here (invariant 4)
+{
+	# nothing here flushes WAL but who wants his commit durable, and the WAL
+	# writer as long as it may run; capture's own flush is left out
+	my $lazy = new_target('lazy', preload => 1,
+		conf => "autovacuum = off\nbgwriter_lru_maxpages = 0\ncheckpoint_timeout = 1h\nmigrate.fault = 'capture-flush:skip'\n");
+	connect_source($lazy, $source, server => 'lazy');
+	$lazy->safe_psql('postgres', q{SELECT migrate_create_job('lazy', server => 'lazy', options => '{"capture": "logical", "retry_max_delay": "300ms"}');
+		SELECT migrate_add_table('lazy', 'public.a', 't_lazy.a'); SELECT migrate_start('lazy')});
+	wait_job($lazy, 'lazy', 'streaming');
+	$lazy->safe_psql('postgres', q{SELECT migrate_pause('lazy'); SELECT migrate_wait('lazy', 'paused', '1min')});
+	my $slot = $lazy->safe_psql('postgres', 'SELECT slot FROM migrate.stream');
+	my $stream = $lazy->safe_psql('postgres', 'SELECT stream_id FROM migrate.stream');
+	my $writer = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'walwriter'};
+	my $confirmed = "FROM pg_replication_slots WHERE slot_name = '$slot'";
+
+	# a row that is in the spool, as everybody sees, and cannot be durable: the
+	# position behind it, and the process to be killed
+	my $spooled = sub {
+		my ($id) = @_;
+		my $pid = $lazy->safe_psql('postgres', $writer);
+		kill 'STOP', $pid;
+		my $lsn = src("INSERT INTO a VALUES ($id, 'row $id'); SELECT pg_current_wal_insert_lsn()");
+		src('SELECT txid_current()');
+		ok(wait_for($lazy, "SELECT spooled_lsn >= '$lsn' FROM migrate.stream_position"), "durable: row $id is in the spool");
+		return ($lsn, $pid);
+	};
+	# all that is not flushed is lost; the source is away, so that it stays so
+	my $crash = sub {
+		my ($pid) = @_;
+		$source->stop('immediate');
+		kill 9, $pid;
+		return wait_for($lazy, "SELECT count(*) = 1 FROM ($writer AND pid <> $pid) p");
+	};
+	my $kept = sub { return $lazy->safe_psql('postgres', "SELECT count(*) FROM migrate._spool_messages($stream, 1) WHERE position('row $_[0]'::bytea IN message) > 0") };
+
+	my ($lsn, $pid) = $spooled->(900001);
+	# the source has had a status message since then
+	my $now = src('SELECT clock_timestamp()');
+	ok(wait_for($source, "SELECT count(*) = 1 FROM pg_stat_replication JOIN pg_replication_slots ON active_pid = pid WHERE slot_name = '$slot' AND reply_time > '$now' AND write_lsn >= '$lsn'"),
+		'durable: the source hears that it was received');
+	my $there = src("SELECT confirmed_flush_lsn $confirmed");
+	is(src("SELECT confirmed_flush_lsn < '$lsn' $confirmed"), 't', 'durable: what is not durable here is not confirmed');
+	ok($crash->($pid), 'durable: the target crashes');
+	is($kept->(900001), '0', 'durable: and has lost it');
+	is($lazy->safe_psql('postgres', "SELECT spooled_lsn >= '$there' FROM migrate.stream_position"), 't', 'durable: what was confirmed is there');
+	$source->start;
+	ok(wait_for($lazy, "SELECT spooled_lsn >= '$lsn' FROM migrate.stream_position"), 'durable: it comes again');
+	is($kept->(900001), '1', 'durable: once');
+
+	# a new connection begins with what an earlier one has spooled
+	($lsn, $pid) = $spooled->(900002);
+	src("SELECT pg_terminate_backend(active_pid) $confirmed");
+	ok(wait_for($source, "SELECT confirmed_flush_lsn >= '$lsn' $confirmed"), 'durable: a new connection confirms it');
+	ok($crash->($pid), 'durable: the target crashes again');
+	is($kept->(900002), '1', 'durable: nothing confirmed is lost');
+	$source->start;
+	$lazy->stop('immediate');
+}
+
 done_testing();
