@@ -735,12 +735,23 @@ BEGIN
 			DETAIL = format('They are: %s.', bad.sources),
 			HINT = 'Give them different names with the argument rename of migrate_add_schema.';
 	END IF;
-	SELECT x ->> 'target' AS target, x ->> 'root' AS root INTO bad
+	SELECT x ->> 'target' AS target, x ->> 'root' AS root, x ->> 'schema' AS schema,
+		   (SELECT s.srvname FROM pg_foreign_table f JOIN pg_foreign_server s ON s.oid = f.ftserver
+			WHERE f.ftrelid = to_regclass(x ->> 'target') AND f.ftserver = $1.server) AS server
+	INTO bad
 	FROM unnest(relations) x WHERE to_regclass(x ->> 'target') IS NOT NULL ORDER BY 1 LIMIT 1;
-	IF FOUND THEN
+	IF bad.server IS NOT NULL THEN
+		-- the target schema is the one that the source's tables are imported into
 		RAISE EXCEPTION USING ERRCODE = '42P07',
 			MESSAGE = format('relation %s exists already', bad.target),
-			DETAIL = CASE WHEN bad.target <> bad.root THEN format('A partition of target %s would get this name. Nothing is overwritten.', bad.root) END,
+			DETAIL = 'It is a foreign table by which the source is read. Nothing is overwritten.',
+			HINT = format('Use another target schema; or have the foreign tables in another one, by calling first: SELECT migrate_import(%L, %L, local_schema => %L);',
+						  $1.job, coalesce(bad.schema, 'public'), bad.server || '_' || coalesce(bad.schema, 'public'));
+	ELSIF bad.target IS NOT NULL THEN
+		RAISE EXCEPTION USING ERRCODE = '42P07',
+			MESSAGE = format('relation %s exists already', bad.target),
+			DETAIL = CASE WHEN bad.target <> bad.root THEN format('A partition of target %s would get this name. Nothing is overwritten.', bad.root)
+						  ELSE 'Nothing is overwritten.' END,
 			HINT = 'Make the whole partitioned table by hand, drop the relation, or use another target schema or the argument rename of migrate_add_schema.';
 	END IF;
 

@@ -88,6 +88,14 @@ SELECT migrate_add_table('e', 'a.b.c', 'x');
 \echo :LAST_ERROR_SQLSTATE
 SELECT migrate_add_table('e', NULL, 'x');
 \echo :LAST_ERROR_SQLSTATE
+-- the foreign table gets the name that the target is to have
+SELECT migrate_add_table('e', 'public.orders', 'old.orders');
+\echo :LAST_ERROR_SQLSTATE
+BEGIN;
+SELECT migrate_import('e', 'public', local_schema => 'old_public', include => '{orders}');
+SELECT migrate_add_table('e', 'public.orders', 'old.orders');
+SELECT target, s.foreign_table::regclass FROM migrate.mapping JOIN migrate.source_table s USING (source_id);
+ROLLBACK;
 SELECT migrate_import('e', 'public', include => '{orders,nokey,"two words"}');
 
 -- the target
