@@ -85,6 +85,9 @@ src(q{
 	CREATE TABLE nokey (a int, b text, c numeric);
 	ALTER TABLE nokey REPLICA IDENTITY FULL;
 	INSERT INTO nokey SELECT g % 10, 'b', NULLIF(g % 3, 0) FROM generate_series(1, 300) g;
+	CREATE TABLE swaps (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED, v text);
+	ALTER TABLE swaps REPLICA IDENTITY FULL;
+	INSERT INTO swaps SELECT g, 'row ' || g FROM generate_series(1, 10) g;
 	CREATE TABLE parent (id int PRIMARY KEY);
 	CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent ON DELETE CASCADE);
 	INSERT INTO parent SELECT generate_series(1, 100);
@@ -102,7 +105,7 @@ sql(q{SELECT migrate_create_job('j', server => 'legacy', options => '{"capture":
 	SELECT migrate_start('j')});
 wait_job($target, 'j', 'streaming') or do { done_testing(); exit; };
 
-my @tables = ('plain', '"Odd ""Name"', 'uuids', 'bits', 'big', 'nokey', 'parent', 'child', 'part', 'serials');
+my @tables = ('plain', '"Odd ""Name"', 'uuids', 'bits', 'big', 'nokey', 'swaps', 'parent', 'child', 'part', 'serials');
 sub all_equal
 {
 	my ($name) = @_;
@@ -194,6 +197,15 @@ src(q{
 });
 all_equal('without a key');
 
+# Two rows exchange a key, which is only checked at the commit: row by row, the
+# second would take the first away.  Such a key is none, and rows are told whole.
+src(q{
+	UPDATE swaps SET id = 3 - id WHERE id IN (1, 2);
+	BEGIN; UPDATE swaps SET id = 4 WHERE id = 3; UPDATE swaps SET id = 3, v = 'four' WHERE v = 'row 4'; COMMIT;
+	UPDATE swaps SET id = id + 1 WHERE id >= 5;
+});
+all_equal('a key that is deferrable');
+
 # -------------------------------------------------------------------- TRUNCATE
 src(q{
 	BEGIN; INSERT INTO plain (id, v) VALUES (5001, 'before'); TRUNCATE plain; INSERT INTO plain (id, v) VALUES (1, 'after'), (5001, 'after'); COMMIT;
@@ -259,13 +271,38 @@ wait_for($target, 'SELECT pg_reload_conf()');
 applied('halves', 'it goes on after a kill in the middle');
 equal('halves', 'seen', 'equal');
 
+my $fault = sub { sql("ALTER SYSTEM SET migrate.fault = '$_[0]'"); sql('SELECT pg_reload_conf()') };
+my $appliers = q{SELECT string_agg(pid::text, ',') FROM pg_stat_activity WHERE backend_type = 'migrate apply'};
+
+# A batch ends at commits only, also when it is full in the middle of the
+# second transaction: whenever a batch is committed, what is seen is a whole
+# number of transactions.
+my $pids = sql($appliers);
+$fault->('apply-begin:wait');
+# new processes know the setting from the start
+sql("SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[$pids]) pid");
+ok(wait_for($target, "SELECT count(*) FILTER (WHERE pid IN ($pids)) = 0 AND count(*) FILTER (WHERE xact_start IS NOT NULL) = 2 FROM pg_stat_activity WHERE backend_type = 'migrate apply'"),
+	'apply is held before a batch');
+src('UPDATE seen SET v = 2 WHERE id = 1');
+src('UPDATE seen SET v = 2 WHERE id > 1');
+my $end = src('SELECT txid_current(); SELECT pg_current_wal_insert_lsn()') =~ s/.*\n//sr;
+src('SELECT txid_current()');
+ok(wait_for($target, "SELECT spooled_lsn >= '$end' FROM migrate.stream_position"), 'two transactions are in the spool');
+is(sql('SELECT max(v) FROM halves.seen'), '1', 'none is applied');
+$fault->('apply-committed:wait');
+ok(wait_for($target, 'SELECT v = 2 FROM halves.seen WHERE id = 1'), 'a batch is committed');
+is(sql('SELECT count(DISTINCT v) FROM halves.seen WHERE id > 1'), '1', 'and holds no part of a transaction');
+sql('ALTER SYSTEM RESET migrate.fault');
+sql('SELECT pg_reload_conf()');
+applied('halves');
+equal('halves', 'seen', 'equal after a batch of several transactions');
+
 # What is left of a transaction at the beginning of the row of the spool where
 # reading begins again is applied already, with what came after it: it does not
 # come back.
 src(q{CREATE TABLE wide (id int PRIMARY KEY, v int, pad text);
 	INSERT INTO wide SELECT g, 0, repeat(g::text, 300) FROM generate_series(1001, 1400) g});
 start('tail', '', 'wide') or do { done_testing(); exit; };
-my $fault = sub { sql("ALTER SYSTEM SET migrate.fault = '$_[0]'"); sql('SELECT pg_reload_conf()') };
 my $capture = q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'migrate capture'};
 $pid = sql($capture);
 $fault->('capture-received:wait');
@@ -281,8 +318,7 @@ ok(wait_for($target, 'SELECT v = 2 FROM tail.wide WHERE id = 1400'), 'both are a
 is(sql(q{SELECT m.kind FROM migrate.apply_position a JOIN migrate.job j USING (job_id)
 	JOIN migrate.job_stream USING (job_id), migrate._spool_messages(stream_id, next_seq) m WHERE j.job = 'tail' LIMIT 1}),
 	'U', 'the next row of the spool begins within a transaction');
-my $pids = sql(q{ALTER SYSTEM RESET migrate.fault; SELECT pg_reload_conf();
-	SELECT string_agg(pid::text, ',') FROM pg_stat_activity WHERE backend_type = 'migrate apply'});
+$pids = sql("ALTER SYSTEM RESET migrate.fault; SELECT pg_reload_conf(); $appliers");
 $pids =~ s/^t\n//;
 sql("SELECT pg_terminate_backend(pid) FROM unnest(ARRAY[$pids]) pid");
 ok(wait_for($target, "SELECT count(*) FILTER (WHERE pid IN ($pids)) = 0 AND count(*) > 1 FROM pg_stat_activity WHERE backend_type = 'migrate apply'"),
