@@ -16,7 +16,7 @@ RETURNS SETOF record
 LANGUAGE C VOLATILE STRICT ROWS 4 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'migrate_live_jobs';
 COMMENT ON FUNCTION migrate._live_jobs() IS
-	'apply of the jobs that the caller may see and that have a worker, from their shared memory; histograms have the buckets of migrate._histogram_quantile';
+	'apply of the jobs that the caller may see and that have a worker, from their shared memory; histograms have the buckets of migrate._histogram_quantile, lag and apply_write are of the last 30 to 60 seconds, copy_write since the job worker started';
 
 CREATE FUNCTION migrate._live_streams(
 	OUT stream_id int, OUT pid int, OUT phase text, OUT source_lsn pg_lsn, OUT source_at timestamptz,
@@ -181,4 +181,4 @@ LEFT JOIN LATERAL (
 LEFT JOIN migrate._live_jobs() w USING (job_id)
 ORDER BY j.job;
 COMMENT ON VIEW migrate.slo IS
-'one row a job: share of the attempts at chunks that ended in a checkpoint; in milliseconds, quantiles of the time that a batch of the copy and a batch of changes takes to be written, and of the lag from commit on the source to commit here; beside them what is aimed at. Quantiles are of the time since the job worker started (window; of lag and apply, since the apply worker did), null while it is not alive, and off by a factor of 1.42 at most';
+'one row a job: share of the attempts at chunks that ended in a checkpoint; in milliseconds, quantiles of the time that a batch of the copy and a batch of changes takes to be written, and of the lag from commit on the source to commit here; beside them what is aimed at. Quantiles of the copy are of the time since the job worker started (window), those of apply and lag of the last 30 to 60 seconds, null when nothing was applied in them; all are null while the worker is not alive, and off by a factor of 1.42 at most';

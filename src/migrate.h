@@ -743,6 +743,17 @@ typedef struct MigrateHistogram
 	int64		count[MIGRATE_HISTOGRAM];
 } MigrateHistogram;
 
+/*
+ * What was counted in the last 30 to 60 s, in two halves: [0] since "since",
+ * [1] in the half before.  migrate_window_turn() comes before each use.
+ */
+typedef struct MigrateWindow
+{
+	TimestampTz since;
+	MigrateHistogram lag[2];	/* commit on the source to commit here */
+	MigrateHistogram write[2];	/* one batch: begin to commit */
+} MigrateWindow;
+
 /* source transactions that the apply worker remembers */
 #define MIGRATE_RECENT_XIDS 8192
 
@@ -788,8 +799,7 @@ typedef struct MigrateLive
 	int64		reverse_dead;
 	int64		reverse_retained;	/* WAL that the slot holds back, bytes */
 
-	MigrateHistogram lag;		/* commit on the source to commit here */
-	MigrateHistogram write;		/* one batch: begin to commit */
+	MigrateWindow window;
 } MigrateLive;
 
 typedef struct MigrateShared
@@ -855,6 +865,7 @@ extern void migrate_worker_count(int64 rows, int64 bytes, int64 dead);
 
 /* Of a histogram: where a duration falls; and a batch of the copy. */
 extern int	migrate_histogram_bucket(int64 usec);
+extern void migrate_window_turn(MigrateWindow *window, TimestampTz now);
 extern void migrate_copy_batch_took(int64 usec);
 
 /* control/throttle.c: account for what was read and wait while it is too

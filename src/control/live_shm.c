@@ -85,6 +85,17 @@ add_histogram(Row *row, MigrateHistogram *h)
 											 sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE)));
 }
 
+/* Both halves of a window. */
+static void
+add_halves(Row *row, MigrateHistogram *half)
+{
+	MigrateHistogram sum;
+
+	for (int i = 0; i < MIGRATE_HISTOGRAM; i++)
+		sum.count[i] = half[0].count[i] + half[1].count[i];
+	add_histogram(row, &sum);
+}
+
 /* Ids and handles of a query with these two columns, in the current context. */
 static uint64
 ids_and_handles(const char *sql, int **ids, int64 **handles)
@@ -150,8 +161,9 @@ put_job(ReturnSetInfo *rsinfo, int job_id, int64 handle)
 	add(&row, Float8GetDatum(live.apply_pid ? live.changes_per_second : 0));
 	add(&row, BoolGetDatum(live.idle));
 	add(&row, BoolGetDatum(live.hold || live.held));
-	add_histogram(&row, &live.lag);
-	add_histogram(&row, &live.write);
+	migrate_window_turn(&live.window, GetCurrentTimestamp());
+	add_halves(&row, live.window.lag);
+	add_halves(&row, live.window.write);
 	add_histogram(&row, &copy);
 	add_time(&row, stuck_since);
 	add_time(&row, caught_up_at);

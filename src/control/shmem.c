@@ -37,6 +37,9 @@
 MigrateShared *migrate_shared = NULL;
 int			migrate_my_slot = -1;
 
+/* half of the time that a MigrateWindow is of, ms */
+#define WINDOW_HALF 30000
+
 #define MY_SLOT (&migrate_shared->slots[migrate_my_slot])
 
 /*
@@ -221,6 +224,29 @@ migrate_histogram_bucket(int64 usec)
 	for (int64 limit = 100; usec >= limit && bucket < MIGRATE_HISTOGRAM - 1; limit *= 2)
 		bucket++;
 	return bucket;
+}
+
+/* Forget what is too old; whoever shares the window holds its lock. */
+void
+migrate_window_turn(MigrateWindow *window, TimestampTz now)
+{
+	TimestampTz next = TimestampTzPlusMilliseconds(window->since, WINDOW_HALF);
+
+	if (now < next)
+		return;
+	if (now < TimestampTzPlusMilliseconds(next, WINDOW_HALF))
+	{
+		window->lag[1] = window->lag[0];
+		window->write[1] = window->write[0];
+		memset(&window->lag[0], 0, sizeof(MigrateHistogram));
+		memset(&window->write[0], 0, sizeof(MigrateHistogram));
+		window->since = next;
+	}
+	else
+	{
+		memset(window, 0, sizeof(*window));
+		window->since = now;
+	}
 }
 
 void

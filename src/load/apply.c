@@ -777,8 +777,7 @@ init_worker(ApplyWorker *w, int job_id)
 	CacheRegisterSyscacheCallback(USERMAPPINGOID, forget_definitions, (Datum) 0);
 	seen_look = migrate_shared->live.look;
 	SpinLockAcquire(&migrate_shared->mutex);
-	memset(&migrate_shared->live.lag, 0, sizeof(MigrateHistogram));
-	memset(&migrate_shared->live.write, 0, sizeof(MigrateHistogram));
+	memset(&migrate_shared->live.window, 0, sizeof(MigrateWindow));
 	migrate_shared->live.apply_pid = MyProcPid;
 	migrate_shared->live.transactions = 0;
 	migrate_shared->live.changes = 0;

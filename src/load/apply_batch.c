@@ -311,16 +311,6 @@ adapt(ApplyWorker *w, double ms)
 	w->row_limit = Min(Max(w->row_limit, MIN_ROWS), (double) Max(w->job->apply_rows, MIN_ROWS));
 }
 
-static int
-bucket_of(int64 usec)
-{
-	int			bucket = 0;
-
-	for (int64 limit = 100; usec >= limit && bucket < MIGRATE_HISTOGRAM - 1; limit *= 2)
-		bucket++;
-	return bucket;
-}
-
 /* What others see of it; lag is by both servers' clocks. */
 static void
 count_batch(ApplyWorker *w, TimestampTz begin)
@@ -330,7 +320,7 @@ count_batch(ApplyWorker *w, TimestampTz begin)
 	MigrateHistogram lag = {{0}};
 
 	for (int i = 0; i < w->ncommits; i++)
-		lag.count[bucket_of(Max(now - w->commits[i], 0))]++;
+		lag.count[migrate_histogram_bucket(Max(now - w->commits[i], 0))]++;
 	SpinLockAcquire(&migrate_shared->mutex);
 	live->applied_lsn = w->end_lsn;
 	live->commit_at = w->end_at;
@@ -339,10 +329,11 @@ count_batch(ApplyWorker *w, TimestampTz begin)
 	live->changes += w->changes;
 	live->batches += w->written;
 	live->idle = w->dry;
+	migrate_window_turn(&live->window, now);
 	for (int i = 0; i < MIGRATE_HISTOGRAM; i++)
-		live->lag.count[i] += lag.count[i];
+		live->window.lag[0].count[i] += lag.count[i];
 	if (w->written)
-		live->write.count[bucket_of(now - begin)]++;
+		live->window.write[0].count[migrate_histogram_bucket(now - begin)]++;
 	SpinLockRelease(&migrate_shared->mutex);
 	migrate_worker_count(w->changes, w->bytes, w->counts.dead);
 }

@@ -158,6 +158,10 @@ is(events('j', 'alert', 'stalled'), '1', 'one an episode');
 $locker->query_safe('COMMIT');
 $locker->quit;
 ok(wait_for(sub { events('j', 'info', 'stalled') eq '1' && events('j', 'info', 'lag') eq '1' }), 'told when it is over');
+is(sql(q{SELECT lag_p99 > 1000 AND apply_write_p99 > 1000 FROM migrate.slo WHERE job = 'j'}), 't', 'percentiles show it');
+ok(wait_for(sub { src(q{UPDATE b SET w = 'quick' WHERE id = 1}); return sql(q{SELECT migrate._histogram_quantile(lag, 1) < 1000 AND migrate._histogram_quantile(apply_write, 1) < 1000
+	FROM migrate._live_jobs() NATURAL JOIN migrate.job WHERE job = 'j'}) eq 't' }),
+	'and only as long as it is recent');
 sql(q{SELECT migrate_alter_job('j', '{"lag_alert": null}')});
 
 # -------------------------------------------------- steps to try again
