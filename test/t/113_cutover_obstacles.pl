@@ -29,12 +29,18 @@ $source->safe_psql('postgres', q{
 	INSERT INTO amount SELECT g, g FROM generate_series(1, 10) g;
 	CREATE TABLE half (id int PRIMARY KEY, kind text);
 	INSERT INTO half SELECT g, CASE g % 2 WHEN 0 THEN 'a' ELSE 'b' END FROM generate_series(1, 10) g;
+	CREATE TABLE pair (id int PRIMARY KEY, v int UNIQUE);
+	INSERT INTO pair VALUES (1, 1), (2, 2);
+	CREATE TABLE family (id int PRIMARY KEY, v int UNIQUE);
+	INSERT INTO family VALUES (1, 1), (2, 2);
+	CREATE TABLE child (pair int REFERENCES pair, family int REFERENCES family ON DELETE CASCADE);
+	INSERT INTO child VALUES (1, 1), (2, 2);
 });
 connect_source($target, $source, server => 'legacy', user => 'app', options => { });
 $target->safe_psql('postgres', q{
 	SELECT migrate_create_job('j', server => 'legacy', options => '{"fence_lock_timeout": "300ms", "fence_timeout": "3s"}');
 	SELECT migrate_import('j', 'public');
-	SELECT migrate_add_schema('j', 'public', include => '{account}');
+	SELECT migrate_add_schema('j', 'public', include => '{account,pair,family}');
 	CREATE TABLE amount (id int PRIMARY KEY, cents bigint);
 	CREATE FUNCTION to_cents(a legacy.amount) RETURNS SETOF amount LANGUAGE sql STABLE AS 'SELECT a.id, a.v * 100::bigint';
 	CREATE FUNCTION from_cents(a amount) RETURNS SETOF legacy.amount LANGUAGE sql STABLE AS 'SELECT a.id, (a.cents / 100)::int';
@@ -284,6 +290,24 @@ is(value($source, 'SELECT count(*) FROM account WHERE id = 50'), '0', 'the delet
 is(value($source, q{SELECT string_agg(id::text, ' ' ORDER BY id) FROM half}), '1 3 5 7 9', 'a TRUNCATE takes what was taken over, and no more');
 $target->safe_psql('postgres', q{SELECT migrate_discard('j', ARRAY(SELECT id FROM migrate.dead_letter WHERE state = 'open'), 'known')});
 source_is_open('rolled back');
+
+# ------------------------- unique values change places where triggers are on there
+
+($rc, $err) = call('cutover');
+is($rc, 0, 'cut over without replica role on the source') or diag $err;
+foreach my $table (qw(pair family))
+{
+	$target->safe_psql('postgres', "BEGIN; UPDATE $table SET v = -1 WHERE id = 1; UPDATE $table SET v = 1 WHERE id = 2; UPDATE $table SET v = 2 WHERE id = 1; COMMIT");
+}
+ok(wait_for($source, q{SELECT string_agg(v::text, ' ' ORDER BY id) = '2 1' FROM pair}), 'rows that a foreign key refers to exchange their values');
+ok(wait_for($target, q{SELECT count(*) = 2 FROM migrate.dead_letter d JOIN migrate.mapping m USING (mapping_id) WHERE d.state = 'open' AND m.target = 'public.family' AND d.sqlstate = '23505'}),
+	'where deleting them would take others with them, they are dead letters');
+is(value($target, q{SELECT count(*) FROM migrate.dead_letter WHERE state = 'open'}), '2', 'and no others are');
+is(value($source, 'SELECT count(*) FROM child'), '2', 'nothing was deleted');
+$target->safe_psql('postgres', 'DELETE FROM family');
+ok(wait_for($target, q{SELECT count(*) = 0 FROM migrate.dead_letter WHERE state = 'open'}), 'gone here, they are superseded');
+($rc, $err) = call('rollback');
+is($rc, 0, 'back') or diag $err;
 
 # ------------------------------------------- what another one holds over there
 
