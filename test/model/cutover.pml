@@ -20,10 +20,12 @@
  * The stream is taken for what spool.pml shows: apply gets what is flushed on
  * the source, in order, each once.
  *
- * check: : a cutover and a rollback, a crash of anything
- * check: -DN=1 -DCRASHES=2 : two crashes of anything
- * check: -DN=2 -DCUTS=2 -DCRASHES=0 : a cutover, a rollback, and a cutover again
- * check: -DLIMIT -DN=2 : the slot of the way back is dropped
+ * quick: the searches are short, compiling is not
+ *
+ * check: -DN=3 : a cutover and a rollback, a crash of anything
+ * check: -DCRASHES=2 : two crashes of anything
+ * check: -DCUTS=2 : a cutover, a rollback, and a cutover again
+ * check: -DLIMIT : the slot of the way back is dropped
  * ends: -DN=1
  * mutant: -DFENCE_ASYNC : P25: the fence is committed asynchronously
  * mutant: -DOPEN_FIRST : P25: the target is opened before the fence is committed
@@ -37,7 +39,7 @@
  * mutant: -DECHO : P30: the apply position stays in a rollback
  * mutant: -DNO_MARK_FLUSH : P4: the apply position is moved to one that is not flushed on the source
  * mutant: -DAPPLY_LIVES : P30: the target is opened while apply lives
- * mutant: -DREVERSE_LIVES -DN=2 : P30: apply begins while the reverse worker lives
+ * mutant: -DREVERSE_LIVES -DCUTS=2 : P30: apply begins while the reverse worker lives
  * mutant: -DREAD_UNFLUSHED : what this server may still lose goes back
  * mutant: -DBACK_ASYNC : the source's commit of the way back is asynchronous
  * mutant: -DCONFIRM_FIRST : the slot is confirmed before the source has committed
@@ -47,8 +49,7 @@
  * mutant: -DNO_TARGET_LOCK : a rollback does not wait for whoever writes
  * mutant: -DCLOSE_ASYNC : the source is opened before the target's guard is durable
  * mutant: -DLIFT_FIRST : the source is opened before the target's guard is committed
- * mutant: -DDROP_FIRST -DLIMIT -DN=2 : the slot is dropped before that is written down
- * mutant: -DNEW_SLOT -DDROP_FIRST -DLIMIT -DN=2 : a missing slot is made anew while cut over
+ * mutant: -DNEW_SLOT -DLIMIT : a missing slot is made anew while cut over
  */
 #ifndef N
 #define N		2				/* writes of the application, at most 3 */
@@ -60,8 +61,8 @@
 #define CUTS	1				/* cutovers that are asked for */
 #endif
 #define BACKS	1				/* rollbacks */
-#define SP		11				/* positions of the source, enough of them */
-#define TP		9				/* changes of the target, likewise */
+#define SP		15				/* positions of the source, enough of them */
+#define TP		11				/* changes of the target, likewise */
 #define Q		2				/* local commits not yet flushed, at most */
 #define NOWHERE	15				/* open_lsn: null */
 
@@ -83,6 +84,7 @@
 #define ROW(e)		((e) & 15)
 #define CLOSED(e)	((e) & 16)	/* the fence refuses */
 #define CHANGE(e)	((e) & 32)	/* the commit changed the row */
+#define OURS(e)		((e) & 64)	/* it was the way back */
 byte src[SP];					/* by position; 0: before everything */
 byte ins;						/* insert position */
 byte fl;						/* flush position */
@@ -131,7 +133,7 @@ byte at;						/* where it is in a transaction */
 /* the job worker; its memory */
 mtype = { TURN, ARM, ARM_WAIT, FENCE, DRAIN, DRAIN_WAIT, CHECK, BEGIN_COMMIT, SEND, LOOK,
 	OPEN, SETTLE, LOOK_AGAIN, SETTLE_APPLY, GIVE_UP,
-	PRECHECK, CLOSE, BACK_DRAIN, MARK, CLOSE_COMMIT, LIFT, STREAM_ON, BACK_UNDONE };
+	PRECHECK, CLOSE, BACK_DRAIN, MARK, CLOSE_COMMIT, LIFT, STREAM_ON, STOP_REVERSE, BACK_UNDONE };
 mtype job = TURN;
 byte upto;						/* position to drain to */
 bool tlock;						/* a rollback's transaction has the targets */
@@ -153,7 +155,6 @@ byte rev_open;					/* what it knows of open_lsn */
 byte crashes = CRASHES;
 byte cuts = CUTS;
 byte backs = BACKS;
-bool noise;						/* somebody has written to another table */
 
 byte j;
 
@@ -255,10 +256,10 @@ end:	do
 	od
 }
 
-/* somebody else's commit, in a table that is not the job's */
+/* somebody else's commits, in a table that is not the job's */
 proctype others()
 {
-end:	atomic { (fl == ins && T.state == ROLLING) -> noise = true; source_commit(ROW(NOW) | CLOSED(NOW)) }
+end:	atomic { (fl == ins && T.state == ROLLING) -> source_commit(ROW(NOW) | CLOSED(NOW)); source_commit(ROW(NOW) | CLOSED(NOW)) }
 }
 
 proctype client()
@@ -303,7 +304,7 @@ end:	do
 	/* P25: its session is lost, or idles for too long */
 	:: atomic { fs == LOCKED -> fs = NONE; fs_mine = false; printf("source: the fence's session ends\n") }
 	:: atomic { fs == COMMIT -> fence_commits() }
-	:: atomic { late -> source_commit(late_row | CLOSED(NOW) | 32); flush_source(); late = false; late_row = 0;
+	:: atomic { late -> source_commit(late_row | CLOSED(NOW) | 32 | 64); flush_source(); late = false; late_row = 0;
 			printf("source: a late commit of the way back\n") }
 	:: atomic { late -> late = false; late_row = 0 }
 	od
@@ -340,6 +341,8 @@ end:	do
 			if
 			:: CHANGE(src[T.applied]) ->
 				assert(T.n < TP - 1);
+				/* it is here already */
+				assert(!OURS(src[T.applied]));
 				T.row = ROW(src[T.applied]);
 				T.n++;
 				change[T.n] = T.row;
@@ -438,7 +441,7 @@ end:	do
 			rev == COMMITTING;
 			if
 			:: rev_effect ->
-				source_commit(rev_row | CLOSED(NOW) | 32);
+				source_commit(rev_row | CLOSED(NOW) | 32 | 64);
 #ifndef BACK_ASYNC
 				flush_source();
 #endif
@@ -467,21 +470,13 @@ end:	do
 	/* max_target_wal: holds_too_much() */
 	:: atomic {
 			rev == IDLE && T.state == CUT_OVER && rev_at == s[0].n && n < Q;
-#ifdef DROP_FIRST
 			slot = false; slot_at = 0;
-#else
-			local_commit(); T.back = LOST; flush_here();
-#endif
 			printf("reverse: too much\n");
 			rev = DROPPED
 		}
 	:: atomic {
 			rev == DROPPED && n < Q;
-#ifdef DROP_FIRST
 			local_commit(); T.back = LOST; flush_here();
-#else
-			slot = false; slot_at = 0;
-#endif
 			rev = OFF; rev_mine = false; rev_at = 0; rev_open = 0
 		}
 #endif
@@ -506,6 +501,13 @@ inline ensure_reverse()
 #else
 #define APPLY_GONE	(!apply_on)
 #endif
+
+/* _disarm_reverse */
+inline disarm()
+{
+	local_commit(); T.back = NONE; T.open_at = NOWHERE; flush_here();
+	slot = false; slot_at = 0
+}
 
 /* migrate_cutover_open */
 inline open_target()
@@ -537,9 +539,7 @@ end:	do
 #endif
 	:: atomic { job == TURN && T.state == STREAMING && T.back != NONE && rev != OFF && !rev_stop -> rev_stop = true }
 	:: atomic { job == TURN && T.state == STREAMING && T.back != NONE && rev == OFF && n < Q ->
-			/* _disarm_reverse */
-			local_commit(); T.back = NONE; T.open_at = NOWHERE; flush_here();
-			slot = false; slot_at = 0 }
+			disarm() }
 
 	/* migrate_cutover_turn */
 	:: atomic { job == TURN && T.state == CUTTING && n < Q ->
@@ -554,7 +554,12 @@ end:	do
 			fi
 		}
 	/* step_reverse */
+#ifndef REVERSE_LIVES
+	:: atomic { job == ARM && rev != OFF && !rev_stop -> rev_stop = true }
+	:: atomic { job == ARM && rev == OFF && n < Q ->
+#else
 	:: atomic { job == ARM && n < Q ->
+#endif
 #ifdef ARM_LATE
 			job = FENCE
 #else
@@ -746,7 +751,7 @@ end:	do
 			job = LIFT
 #endif
 		}
-	/* lift: the fence, and then the state; the reverse worker is stopped in TURN */
+	/* lift: the fence, and then the state */
 	:: atomic { job == LIFT ->
 			if
 			:: CLOSED(NOW) ->
@@ -766,6 +771,19 @@ end:	do
 			local_commit();
 			T.state = STREAMING; T.running = false; T.closed = false; T.commit_begun = false;
 			flush_here();
+#ifdef REVERSE_LIVES
+			job = TURN
+#else
+			rev_stop = true;
+			job = STOP_REVERSE
+#endif
+		}
+	/* stop_reverse, _disarm_reverse */
+	:: atomic { job == STOP_REVERSE && rev == OFF && n < Q ->
+			if
+			:: T.state == STREAMING -> disarm()
+			:: else
+			fi;
 			job = TURN
 		}
 	:: atomic { job == BACK_UNDONE && n < Q ->
