@@ -148,7 +148,8 @@ BEGIN
 
 	FOR t IN
 		SELECT s.source, s.key_columns, s.foreign_table, s.remote_schema, s.remote_table, s.only_parent, d.kind, d.columns,
-			   d.readable, d.row_security, d.children, d.remote_table IS NULL AS gone
+			   d.readable, d.row_security, d.children, d.remote_table IS NULL AS gone,
+			   migrate._key_of(s.foreign_table, d.keys, true) AS late_key
 		FROM migrate.source_table s
 		LEFT JOIN (SELECT x.* FROM (SELECT array_agg(o.remote_schema) AS a, array_agg(o.remote_table) AS b
 									FROM (SELECT DISTINCT o.remote_schema, o.remote_table
@@ -183,8 +184,11 @@ BEGIN
 		END IF;
 		IF t.key_columns = '{}' THEN
 			RETURN QUERY SELECT 'source_key', t.source, 'warn',
-				'no primary key and no unique key over NOT NULL columns: rows cannot be told apart',
-				'Add a key on the source; without one a row cannot be found again for replay, and validation compares counts and sums only.';
+				CASE WHEN t.late_key IS NULL THEN 'no primary key and no unique key over NOT NULL columns: rows cannot be told apart'
+					 ELSE format('the key (%s) is deferrable, so rows can exchange it: it counts as none, and rows cannot be told apart',
+								 (SELECT string_agg(quote_ident(k), ', ' ORDER BY pos)
+								  FROM jsonb_array_elements_text(t.late_key -> 'columns') WITH ORDINALITY c(k, pos))) END,
+				CASE WHEN t.late_key IS NULL THEN 'Add a key on' ELSE 'Have a key that is not deferrable on' END || ' the source; without one a row cannot be found again for replay, and validation compares counts and sums only.';
 		END IF;
 		IF t.kind IN ('v', 'm', 'f') THEN
 			RETURN QUERY SELECT 'source_kind', t.source, 'warn',

@@ -55,7 +55,12 @@ AS $$
 		   ' (SELECT pg_catalog.json_agg(a.attname) FROM pg_catalog.pg_index i JOIN pg_catalog.pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY (i.indkey)'
 		   '  WHERE i.indrelid = c.oid AND i.indisvalid AND i.indimmediate'
 		   '  AND CASE c.relreplident WHEN ''d'' THEN i.indisprimary WHEN ''i'' THEN i.indisreplident ELSE false END) AS columns,'
-		   ' (SELECT i.indexrelid FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate) AS deferrable'
+		   ' (SELECT i.indexrelid FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND NOT i.indimmediate) AS deferrable,'
+		   ' (SELECT pg_catalog.json_agg(pg_catalog.json_build_object(''immediate'', i.indimmediate, ''columns'','
+		   '   (SELECT pg_catalog.array_agg(a.attname) FROM pg_catalog.pg_attribute a WHERE a.attrelid = i.indrelid'
+		   '     AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]))))'
+		   '  FROM pg_catalog.pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid'
+		   '  AND i.indpred IS NULL AND i.indexprs IS NULL) AS keys'
 		   ' FROM tree r JOIN pg_catalog.pg_class c ON c.oid = r.oid AND c.relkind = ''r'''
 		   ' JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace'
 	FROM migrate._source_tables_sql($1) q
@@ -251,6 +256,18 @@ DECLARE
 	s		migrate.source_table;
 	list	text;
 BEGIN
+	-- rows that exchange a key would take each other away, one change after the other
+	RETURN QUERY
+	SELECT 'stream_key', leaf ->> 'leaf', 'fail', format('the key (%s) has become deferrable there, so rows can exchange it', array_to_string(t.key_columns, ', ')),
+		'On the source: make it a key that is not deferrable; or take the table out with migrate_remove_table and add it anew: then it is followed without a key.'
+	FROM migrate.source_table t
+	CROSS JOIN LATERAL (SELECT array_agg(c.remote_name) AS names FROM migrate._foreign_columns(t.foreign_table) c
+						WHERE c.local_name = ANY (t.key_columns)) n
+	CROSS JOIN LATERAL (SELECT bool_or((k ->> 'immediate')::boolean) AS immediate
+						FROM jsonb_array_elements((leaf ->> 'keys')::jsonb) k
+						WHERE ARRAY(SELECT jsonb_array_elements_text(k -> 'columns')) <@ n.names) k
+	WHERE t.job_id = $1.job_id AND t.remote_schema = leaf ->> 's' AND t.remote_table = leaf ->> 't'
+	  AND NOT k.immediate;
 	IF leaf ->> 'identity' = 'f' OR identity = '{}' THEN
 		RETURN;
 	END IF;
@@ -285,7 +302,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION migrate._capture_key_findings(migrate.job, jsonb) IS
-	'whether the replica identity of one relation of the source has what keys and key maps of a job need';
+	'whether the replica identity of one relation of the source has what keys and key maps of a job need, and whether its key is one at any moment';
 
 /*
  * P7: generated columns are not in the stream.  A function is taken to read one

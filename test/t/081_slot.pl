@@ -138,6 +138,22 @@ src(q{CREATE TABLE a (id int PRIMARY KEY, v text); INSERT INTO a SELECT g, 'a' F
 	gone('p16');
 }
 
+# --- a key that is only checked at the commit does not identify a row
+{
+	my $key = q{SELECT string_agg(check_name || ' ' || status || ': ' || detail, E'\n' ORDER BY check_name) FROM migrate_preflight('later')
+		WHERE check_name IN ('source_key', 'stream_key') AND status <> 'ok'};
+	src(q{CREATE TABLE later (id int PRIMARY KEY, v text); ALTER TABLE later REPLICA IDENTITY FULL});
+	job('later', '', 'later');
+	is(sql($key), '', 'P16: a key that is not deferrable');
+	src(q{ALTER TABLE later DROP CONSTRAINT later_pkey, ADD PRIMARY KEY (id) DEFERRABLE});
+	is(sql($key), 'stream_key fail: the key (id) has become deferrable there, so rows can exchange it', 'P16: preflight refuses a key that has become deferrable');
+	sql(q{SELECT migrate_remove_table('later', 't_later.later'); DROP TABLE t_later.later; SELECT migrate_add_table('later', 'public.later', 't_later.later')});
+	is(sql($key), 'source_key warn: the key (id) is deferrable, so rows can exchange it: it counts as none, and rows cannot be told apart',
+		'P16: added anew, it is told why the table has no key');
+	sql(q{SELECT migrate_drop_job('later')});
+	src('DROP TABLE later');
+}
+
 # --- a slot that is dropped
 {
 	job('dropped', '', 'a');
