@@ -358,6 +358,7 @@ CREATE TABLE migrate.validation_run (
 	CHECK ((mapping_id IS NULL) = (check_name IS NOT NULL))
 );
 CREATE INDEX validation_run_job ON migrate.validation_run (job_id, validation_id);
+CREATE INDEX validation_run_mapping ON migrate.validation_run (mapping_id, validation_id);
 COMMENT ON TABLE migrate.validation_run IS 'the history of validations, a row a mapping or check';
 
 /*

@@ -205,6 +205,7 @@ BEGIN
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 				  HINT = 'Between the two sides one of them must be opened: use migrate_rollback or migrate_finish.';
 	END IF;
+	PERFORM migrate._cancel_validations(r.job_id);
 	IF migrate._wake(r.job_id, cancel => true) THEN
 		IF r.wanted <> 'cancel' THEN
 			UPDATE migrate.job j SET wanted = 'cancel', pause_reason = NULL
@@ -223,7 +224,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION @extschema@.migrate_cancel(text) IS
-	'stop a job at once; what is copied stays, migrate_start goes on from there, migrate_drop_job removes what was made for it';
+	'stop a job and its validations at once; what is copied stays, migrate_start goes on from there, migrate_drop_job removes what was made for it';
 
 CREATE FUNCTION @extschema@.migrate_wait(job text, state text, timeout interval DEFAULT NULL)
 RETURNS text LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp

@@ -23,6 +23,29 @@ AS 'MODULE_PATHNAME', 'migrate_validate';
 COMMENT ON FUNCTION @extschema@.migrate_validate(text, text, text) IS
 	'compare each mapping''s source, mapped, with its target on a quiet source: level count, checksum or full; rows that differ (at most 1,000 a mapping) are in migrate.difference; error 42704 for an unknown job or target, 22023 for an unknown level';
 
+CREATE FUNCTION migrate._live_validations(
+	OUT job_id int, OUT pid int, OUT mapping_id int, OUT level text, OUT digest text, OUT phase text,
+	OUT source_rows bigint, OUT target_rows bigint, OUT source_estimate bigint, OUT target_estimate bigint,
+	OUT part float8, OUT targets int, OUT targets_done int, OUT all_done float8, OUT all_estimate float8,
+	OUT throttle text, OUT started timestamptz, OUT target_started timestamptz, OUT phase_started timestamptz)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT ROWS 2 SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'migrate_live_validations';
+COMMENT ON FUNCTION migrate._live_validations() IS
+	'the validations that are running, of the jobs that the caller may see, from their shared memory; part: 0 to 1, of the phase';
+
+CREATE FUNCTION migrate._cancel_validations(job_id int) RETURNS int
+LANGUAGE C VOLATILE STRICT SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'migrate_cancel_validations';
+COMMENT ON FUNCTION migrate._cancel_validations(int) IS
+	'cancel the validations of a job that run in other sessions; how many there were';
+
+CREATE FUNCTION migrate._seen(handle bigint) RETURNS boolean
+LANGUAGE C VOLATILE STRICT PARALLEL SAFE COST 0.1
+AS 'MODULE_PATHNAME', 'migrate_seen';
+COMMENT ON FUNCTION migrate._seen(bigint) IS
+	'always true: counts the rows of a query of a validation for migrate.validating';
+
 CREATE FUNCTION @extschema@.migrate_repair(job text, target text DEFAULT NULL,
 	dry_run boolean DEFAULT true, OUT target text, OUT action text, OUT key jsonb,
 	OUT columns text[], OUT rows bigint)

@@ -197,6 +197,30 @@ CREATE VIEW migrate.validation WITH (security_invoker = true) AS
 COMMENT ON VIEW migrate.validation IS
 'every validation of a mapping or check with its result, the newest has the highest validation_id; digest: who computed the source''s digests, source_lsn: of a live job, where in the stream both snapshots were (null: they were at no one place)';
 
+CREATE VIEW migrate.validating WITH (security_invoker = true) AS
+	SELECT j.job, v.pid, coalesce(m.target, CASE WHEN v.level = 'check' THEN 'checks' END) AS target, v.level, v.digest, v.phase,
+		   v.source_rows, v.target_rows, v.source_estimate, v.target_estimate, p.percent,
+		   round((coalesce(v.source_rows, 0) + v.target_rows) / p.seconds)::bigint AS rows_per_second,
+		   CASE WHEN v.part > 0 AND v.part < 1 THEN make_interval(secs => ceil(p.seconds * (1 / v.part - 1))) END AS eta,
+		   migrate._bar(p.percent, true) AS bar,
+		   v.targets_done, v.targets, p.total_percent,
+		   CASE WHEN v.all_done > 0 AND v.all_done < v.all_estimate THEN
+				make_interval(secs => ceil(p.total_seconds * (v.all_estimate / v.all_done - 1))) END AS total_eta,
+		   v.throttle, v.started AS started_at, v.target_started AS target_started_at
+	FROM migrate._live_validations() v
+	JOIN migrate.job j USING (job_id)
+	LEFT JOIN migrate.mapping m USING (mapping_id)
+	CROSS JOIN LATERAL (
+		-- an estimate never shows 100 before the end
+		SELECT least(99.9, round((100 * v.part)::numeric, 1)) AS percent,
+			   least(99.9, round((100 * v.all_done / nullif(v.all_estimate, 0))::numeric, 1)) AS total_percent,
+			   greatest(extract(epoch FROM clock_timestamp() - v.phase_started), 0.001)::float8 AS seconds,
+			   greatest(extract(epoch FROM clock_timestamp() - v.started), 0.001)::float8 AS total_seconds
+	) p
+	ORDER BY j.job, v.started;
+COMMENT ON VIEW migrate.validating IS
+'one row a validation that runs, in whatever session: the target at hand, who makes the digests, what is being done (phase), the rows of both sides that were met in it, of how many (estimated; of the source null while a query there reads them), rows a second, time left and a bar; then how many targets are done of how many, percent and time left of all of them, and the limit that it waits for, if any';
+
 CREATE VIEW migrate.differences WITH (security_invoker = true) AS
 	SELECT j.job, m.target, d.validation_id, d.difference_id, d.kind, d.key, d.columns, d.source_row,
 		   d.target_row, d.dead_letter

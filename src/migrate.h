@@ -802,6 +802,19 @@ typedef struct MigrateLive
 	MigrateWindow window;
 } MigrateLive;
 
+/*
+ * Token buckets of what may be read from the source: the limits (0: none), and
+ * what is left; below zero is a debt that whoever reads has to wait for.
+ */
+typedef struct MigrateBuckets
+{
+	int64		rows_per_second;
+	int64		bytes_per_second;
+	double		row_tokens;
+	double		byte_tokens;
+	TimestampTz tokens_at;
+} MigrateBuckets;
+
 typedef struct MigrateShared
 {
 	uint32		magic;
@@ -822,12 +835,7 @@ typedef struct MigrateShared
 	 */
 	int			tables_copied;
 
-	/* token buckets; written by any loader under mutex */
-	int64		rows_per_second;
-	int64		bytes_per_second;
-	double		row_tokens;
-	double		byte_tokens;
-	TimestampTz tokens_at;
+	MigrateBuckets buckets;		/* written by any reader under mutex */
 	char		throttle[128];	/* reason, value, threshold; empty: none */
 	char		hold_reason[128];	/* the same of throttle_query */
 

@@ -76,7 +76,9 @@ typedef enum MigrateLockKind
 								 * it */
 	MIGRATE_LOCK_CUT = 6,		/* job: whoever takes a cut (P23) */
 	MIGRATE_LOCK_REVERSE = 7,	/* job: its reverse worker */
-	MIGRATE_LOCK_VALIDATOR = 8	/* job: its validator */
+	MIGRATE_LOCK_VALIDATOR = 8, /* job: its validator */
+	MIGRATE_LOCK_VALIDATION = 9 /* no id, but the handle of the segment of a
+								 * running validation (validate/progress.c) */
 } MigrateLockKind;
 
 extern bool migrate_worker_lock(MigrateLockKind kind, int id);
@@ -86,6 +88,7 @@ extern void migrate_transaction_lock(MigrateLockKind kind, int id);
 extern void migrate_transaction_unlock(MigrateLockKind kind, int id);
 extern bool migrate_transaction_lock_try(MigrateLockKind kind, int id);
 extern bool migrate_lock_is_mine(MigrateLockKind kind, int id);
+extern List *migrate_lock_ids(MigrateLockKind kind);
 
 /* the same for a job worker */
 extern bool migrate_job_lock(int job_id);
@@ -118,6 +121,10 @@ extern void migrate_wake_loaders(void);
  * ----------------------------------------------------------------
  */
 extern void migrate_throttle_limits(MigrateJob *job);
+
+/* the token buckets of a reader, also one that is no worker of the job */
+extern long migrate_buckets_take(MigrateBuckets *b, int64 rows, int64 bytes);
+extern void migrate_buckets_describe(const MigrateBuckets *b, char *line, size_t size);
 
 /* run throttle_query when its time has come; may lose *conn (then NULL) */
 extern void migrate_throttle_evaluate(MigrateJob *job, MigrateConn **conn,

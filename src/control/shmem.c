@@ -99,7 +99,7 @@ migrate_shmem_create(int job_id)
 	SpinLockInit(&shared->mutex);
 	ConditionVariableInit(&shared->changed);
 	shared->job_worker_pid = MyProcPid;
-	shared->tokens_at = GetCurrentTimestamp();
+	shared->buckets.tokens_at = GetCurrentTimestamp();
 	shared->chunk_dead_limit = -1;
 	pg_write_barrier();
 	shared->magic = MIGRATE_SHM_MAGIC;

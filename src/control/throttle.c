@@ -48,16 +48,18 @@ bool		migrate_abandoned = false;
 void
 migrate_throttle_limits(MigrateJob *job)
 {
+	MigrateBuckets *b = &migrate_shared->buckets;
+
 	SpinLockAcquire(&migrate_shared->mutex);
-	if (migrate_shared->rows_per_second != job->rows_per_second)
+	if (b->rows_per_second != job->rows_per_second)
 	{
-		migrate_shared->rows_per_second = job->rows_per_second;
-		migrate_shared->row_tokens = Min(migrate_shared->row_tokens, 0);
+		b->rows_per_second = job->rows_per_second;
+		b->row_tokens = Min(b->row_tokens, 0);
 	}
-	if (migrate_shared->bytes_per_second != job->bytes_per_second)
+	if (b->bytes_per_second != job->bytes_per_second)
 	{
-		migrate_shared->bytes_per_second = job->bytes_per_second;
-		migrate_shared->byte_tokens = Min(migrate_shared->byte_tokens, 0);
+		b->bytes_per_second = job->bytes_per_second;
+		b->byte_tokens = Min(b->byte_tokens, 0);
 	}
 	migrate_shared->chunk_dead_limit = job->max_dead_letters;
 	SpinLockRelease(&migrate_shared->mutex);
@@ -71,33 +73,44 @@ refill(double tokens, int64 rate, double seconds)
 }
 
 /*
- * Take rows and bytes, and say how long to wait, in ms (0: go on), and for
- * which limit.  *measured is what all loaders have asked for against one
- * second's worth, that is the limit and the bucket's debt.
+ * Take rows and bytes, and say how long to wait, in ms (0: go on).  Under the
+ * mutex of the buckets, if they are shared.
  */
-static long
-take(int64 rows, int64 bytes, const char **limit, double *measured, int64 *threshold)
+long
+migrate_buckets_take(MigrateBuckets *b, int64 rows, int64 bytes)
 {
-	MigrateShared *s = migrate_shared;
 	TimestampTz now = GetCurrentTimestamp();
+	double		seconds = Max(now - b->tokens_at, 0) / 1e6;
 	double		row_wait,
-				byte_wait,
-				seconds;
+				byte_wait;
 
-	SpinLockAcquire(&s->mutex);
-	seconds = Max(now - s->tokens_at, 0) / 1e6;
-	s->tokens_at = now;
-	s->row_tokens = refill(s->row_tokens, s->rows_per_second, seconds) -
-		(s->rows_per_second > 0 ? rows : 0);
-	s->byte_tokens = refill(s->byte_tokens, s->bytes_per_second, seconds) -
-		(s->bytes_per_second > 0 ? bytes : 0);
-	row_wait = s->row_tokens < 0 ? -s->row_tokens / s->rows_per_second : 0;
-	byte_wait = s->byte_tokens < 0 ? -s->byte_tokens / s->bytes_per_second : 0;
-	*limit = row_wait >= byte_wait ? "rows_per_second" : "bytes_per_second";
-	*threshold = row_wait >= byte_wait ? s->rows_per_second : s->bytes_per_second;
-	*measured = *threshold - (row_wait >= byte_wait ? s->row_tokens : s->byte_tokens);
-	SpinLockRelease(&s->mutex);
+	b->tokens_at = now;
+	b->row_tokens = refill(b->row_tokens, b->rows_per_second, seconds) -
+		(b->rows_per_second > 0 ? rows : 0);
+	b->byte_tokens = refill(b->byte_tokens, b->bytes_per_second, seconds) -
+		(b->bytes_per_second > 0 ? bytes : 0);
+	row_wait = b->row_tokens < 0 ? -b->row_tokens / b->rows_per_second : 0;
+	byte_wait = b->byte_tokens < 0 ? -b->byte_tokens / b->bytes_per_second : 0;
 	return (long) ceil(Min(Max(row_wait, byte_wait), 1000000) * 1000);
+}
+
+/*
+ * What is waited for, as reason, value, threshold.  The value is what all
+ * readers have asked for against one second's worth, that is the limit and the
+ * bucket's debt.
+ */
+void
+migrate_buckets_describe(const MigrateBuckets *b, char *line, size_t size)
+{
+	double		row_wait = b->row_tokens < 0 ? -b->row_tokens / b->rows_per_second : 0;
+	double		byte_wait = b->byte_tokens < 0 ? -b->byte_tokens / b->bytes_per_second : 0;
+
+	if (row_wait >= byte_wait)
+		snprintf(line, size, "rows_per_second: %.1f > " INT64_FORMAT,
+				 b->rows_per_second - b->row_tokens, b->rows_per_second);
+	else
+		snprintf(line, size, "bytes_per_second: %.1f > " INT64_FORMAT,
+				 b->bytes_per_second - b->byte_tokens, b->bytes_per_second);
 }
 
 static void
@@ -133,11 +146,14 @@ migrate_throttle(int64 rows, int64 bytes)
 	migrate_budget_check_chunk();
 	for (;;)
 	{
-		const char *limit;
-		double		measured;
-		int64		threshold;
-		long		wait = take(rows, bytes, &limit, &measured, &threshold);
+		MigrateBuckets after;
+		long		wait;
 		bool		hold = migrate_shared->hold;
+
+		SpinLockAcquire(&migrate_shared->mutex);
+		wait = migrate_buckets_take(&migrate_shared->buckets, rows, bytes);
+		after = migrate_shared->buckets;
+		SpinLockRelease(&migrate_shared->mutex);
 
 		rows = bytes = 0;		/* taken */
 		if (wait <= 0 && !hold)
@@ -152,7 +168,7 @@ migrate_throttle(int64 rows, int64 bytes)
 		{
 			char		line[sizeof(migrate_shared->throttle)];
 
-			snprintf(line, sizeof(line), "%s: %.1f > " INT64_FORMAT, limit, measured, threshold);
+			migrate_buckets_describe(&after, line, sizeof(line));
 			tell(line);
 		}
 		if (migrate_my_slot == 0)

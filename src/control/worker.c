@@ -261,6 +261,25 @@ migrate_lock_is_mine(MigrateLockKind kind, int id)
 	return migrate_lock_held_by_me(&tag, ExclusiveLock);
 }
 
+/* The ids of all locks of a kind that somebody has, in this database. */
+List *
+migrate_lock_ids(MigrateLockKind kind)
+{
+	List	   *ids = NIL;
+	LockData   *locks = GetLockStatusData();
+
+	for (int i = 0; i < locks->nelements; i++)
+	{
+		LockInstanceData *lock = &locks->locks[i];
+		LOCKTAG		tag;
+
+		locktag(&tag, kind, (int) lock->locktag.locktag_field2);
+		if (lock->holdMask != 0 && memcmp(&tag, &lock->locktag, sizeof(tag)) == 0)
+			ids = lappend_int(ids, (int) lock->locktag.locktag_field2);
+	}
+	return ids;
+}
+
 bool
 migrate_job_lock(int job_id)
 {

@@ -238,10 +238,12 @@ validate_checks(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt,
 
 	if (checks == NIL)
 		return;
+	validate_progress_target(job, NULL, LEVEL_CHECK);
 	if (migrate_server_is_postgres(job->server))
 		validate_need_connection(job, conn, conn_cxt);
 	validate_cut_begin(job, &any, NULL, *conn, &cut);
 	foreach(lc, checks)
 		run_check(job, lfirst(lc), *conn, &cut, rsinfo);
 	validate_cut_end(*conn, &cut);
+	validate_progress_target_done();
 }

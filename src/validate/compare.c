@@ -192,6 +192,7 @@ fill_buckets(Comparison *cmp)
 		memset(cmp->plan->buckets[side], 0, sizeof(ValidateBucket) * (cmp->plan->nbuckets + 1));
 		cmp->where[side] = only ? validate_buckets_where(cmp->ends, side, only) : NULL;
 	}
+	validate_progress_phase("compare", cmp->ends->estimate, cmp->plan->digest != DIGEST_HERE);
 	if (cmp->plan->digest != DIGEST_HERE)
 	{
 		validate_both_digests(cmp->ends, cmp->where);
@@ -288,6 +289,19 @@ select_slice(Comparison *cmp, int *next)
 	return any;
 }
 
+/* Say that the rows of the slice, or all where a side cannot tell, are read. */
+static void
+begin_pass(Comparison *cmp, const char *phase)
+{
+	int64		rows[2] = {0, 0};
+
+	for (int side = 0; side < 2; side++)
+		for (int i = 0; i <= cmp->plan->nbuckets; i++)
+			if (!cmp->where[side] || cmp->selected[i])
+				rows[side] += cmp->plan->buckets[side][i].rows;
+	validate_progress_phase(phase, rows, false);
+}
+
 /* by key, so that the rows under one key stand together */
 static int
 compare_entries(const void *a, const void *b)
@@ -382,6 +396,7 @@ find_rows(Comparison *cmp)
 	cmp->first_failed = list_length(cmp->failed);
 	cmp->failed_before = cmp->n_failed;
 	diff_reset(cmp->diffs);
+	begin_pass(cmp, "rows that differ");
 	validate_scan_source(cmp->ends, &sink, cmp->where[VALIDATE_SOURCE]);
 	validate_scan_target(cmp->ends, &sink, cmp->where[VALIDATE_TARGET]);
 	cmp->first_group = list_length(cmp->groups);
@@ -443,6 +458,7 @@ fetch_details(Comparison *cmp)
 
 	if (cmp->picked->members == 0)
 		return;
+	begin_pass(cmp, "their values");
 	validate_scan_source(cmp->ends, &sink, cmp->where[VALIDATE_SOURCE]);
 	validate_scan_target(cmp->ends, &sink, cmp->where[VALIDATE_TARGET]);
 }
@@ -714,6 +730,7 @@ validate_compare(ValidateEnds *ends, ValidateLevel level, int64 validation_id,
 	result->digest = validate_digest_names[cmp.plan->digest];
 	if (compare_buckets(&cmp))
 	{
+		validate_progress_first_pass(false);
 		if (ends->renew)
 			ends->renew(ends);
 		compare_rows(&cmp);

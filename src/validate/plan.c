@@ -588,10 +588,14 @@ validate_plan(ValidateEnds *ends, ValidateLevel level)
 {
 	ValidatePlan *plan = palloc0(sizeof(ValidatePlan));
 	int			column = integer_key(ends);
+	const char *digest = ends->job->digest;
 
 	ends->plan = plan;
 	plan->nbuckets = bucket_count(estimate_rows(ends));
-	if (!plan_source_digest(ends, level == LEVEL_FULL ? "here" : ends->job->digest))
+	/* a query on the source cannot be paced */
+	if (level == LEVEL_FULL || (validate_paced() && strcmp(digest, "auto") == 0))
+		digest = "here";
+	if (!plan_source_digest(ends, digest))
 		plan_here(ends);
 	if (plan->digest == DIGEST_EXTENSION)
 		for (int side = 0; side < 2; side++)
@@ -600,6 +604,7 @@ validate_plan(ValidateEnds *ends, ValidateLevel level)
 		plan_ranges(ends, column);
 	for (int side = 0; side < 2; side++)
 		plan->buckets[side] = palloc0(sizeof(ValidateBucket) * (plan->nbuckets + 1));
+	validate_progress_digest(plan->digest);
 }
 
 /* The bucket of a row that was hashed here. */
@@ -842,7 +847,7 @@ void
 validate_target_digest(ValidateEnds *ends, const char *where)
 {
 	ValidatePlan *plan = ends->plan;
-	char	   *sql = digest_query(plan, VALIDATE_TARGET, validate_from_target(ends, where));
+	char	   *sql = digest_query(plan, VALIDATE_TARGET, validate_from_target_seen(ends, where));
 	int			level;
 
 	SPI_connect();
@@ -866,5 +871,6 @@ validate_both_digests(ValidateEnds *ends, char **where)
 	char	   *sql = start_source_digest(ends, where[VALIDATE_SOURCE]);
 
 	validate_target_digest(ends, where[VALIDATE_TARGET]);
+	validate_progress_wait("source digest");
 	finish_source_digest(ends, sql);
 }

@@ -190,13 +190,21 @@ read_range(ValidateEnds *ends, MigrateRange *range, MigrateBatch *batch,
 	MigrateSource *src = ends->src;
 	Datum	   *values = palloc(sizeof(Datum) * Max(src->ncolumns, 1));
 	bool	   *nulls = palloc(sizeof(bool) * Max(src->ncolumns, 1));
-	int64		bytes;
+	int64		bytes,
+				unpaced_rows = 0,
+				unpaced_bytes = 0;
 
 	*reader = migrate_reader_open(ends->conn, src, range, ends->job->fetch_size);
 	while (migrate_reader_next(*reader, values, nulls, &bytes))
 	{
 		CHECK_FOR_INTERRUPTS();
 		migrate_batch_add(batch, values, nulls, bytes);
+		unpaced_bytes += bytes;
+		if (++unpaced_rows >= ends->job->batch_rows || unpaced_bytes >= ends->job->batch_bytes)
+		{
+			validate_pace(unpaced_rows, unpaced_bytes);
+			unpaced_rows = unpaced_bytes = 0;
+		}
 		if (!hold && (batch->nrows >= ends->job->batch_rows ||
 					  batch->bytes >= ends->job->batch_bytes))
 		{
@@ -204,6 +212,7 @@ read_range(ValidateEnds *ends, MigrateRange *range, MigrateBatch *batch,
 			migrate_batch_reset(batch);
 		}
 	}
+	validate_pace(unpaced_rows, unpaced_bytes);
 	if (!hold)
 		run_batch_and_forget(ends, batch, sink);
 	migrate_reader_close(*reader);
@@ -423,6 +432,7 @@ validate_scan_source(ValidateEnds *ends, ValidateSink *sink, const char *where)
 		}
 		ends->careful = true;
 		sink->reset(sink->arg);
+		validate_progress_again(VALIDATE_SOURCE);
 	}
 
 	scan_carefully(ends, sink, where);
@@ -453,6 +463,17 @@ validate_from_target(ValidateEnds *ends, const char *where)
 	if (where)
 		appendStringInfo(&sql, "%s(%s)", sep, where);
 	return sql.data;
+}
+
+/* The same for a query that nobody looks at row by row: it counts them. */
+char *
+validate_from_target_seen(ValidateEnds *ends, const char *where)
+{
+	char	   *seen = validate_progress_condition();
+
+	if (seen && where)
+		where = psprintf("(%s) AND %s", where, seen);
+	return validate_from_target(ends, where ? where : seen);
 }
 
 static void
@@ -539,6 +560,7 @@ validate_scan_target(ValidateEnds *ends, ValidateSink *sink, const char *where)
 			sink->row(&row, sink->arg);
 		}
 		validate_unpin_settings(nestlevel);
+		validate_progress_rows(VALIDATE_TARGET, SPI_processed);
 		ExecClearTuple(slot);
 		SPI_freetuptable(SPI_tuptable);
 	}
@@ -562,7 +584,7 @@ validate_count_target(ValidateEnds *ends)
 
 	SPI_connect();
 	level = validate_query_settings(ends);
-	if (SPI_execute(psprintf("SELECT count(*)%s", validate_from_target(ends, NULL)), true, 0) != SPI_OK_SELECT)
+	if (SPI_execute(psprintf("SELECT count(*)%s", validate_from_target_seen(ends, NULL)), true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "counting target rows failed");
 	n = migrate_spi_int64(0, 0, 0);
 	validate_unpin_settings(level);
@@ -588,17 +610,22 @@ count_reset(void *arg)
 	*(int64 *) arg = 0;
 }
 
+/* The mapping gives one row for each of the source, which can count them. */
+bool
+validate_source_counts(ValidateEnds *ends)
+{
+	return !ends->map->filtered && !ends->map->many && ends->map->kind != 'f' && ends->conn;
+}
+
 /*
- * Rows that the source should give.  Where the mapping gives one row for each,
- * the source counts; else the mapping must run.
+ * Rows that the source should give: by its own count, or the mapping must run.
  */
 int64
 validate_count_source(ValidateEnds *ends)
 {
 	int64		n = 0;
 
-	if (!ends->map->filtered && !ends->map->many && ends->map->kind != 'f' &&
-		ends->conn)
+	if (validate_source_counts(ends))
 		n = remote_count(ends, NULL);
 	else
 	{

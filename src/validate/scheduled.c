@@ -155,15 +155,19 @@ validate_due(MigrateJob *job, int mapping_id)
 {
 	MigrateConn *conn = NULL;
 	ValidateResult result;
-	ValidateTask *task;
+	ValidateTask *task = mapping_id == 0 ? NULL : find_task(job, mapping_id);
 
+	/* an error ends the process */
+	validate_progress_begin(job, task ? list_make1(task) : NIL, mapping_id == 0,
+							mapping_id == 0 ? LEVEL_CHECK : LEVEL_CHECKSUM);
 	if (mapping_id == 0)
 		validate_checks(job, &conn, CurrentMemoryContext, NULL);
-	else if ((task = find_task(job, mapping_id)) != NULL)
+	else if (task != NULL)
 	{
 		validate_refuse_drift(job, list_make1(task), &conn, CurrentMemoryContext);
 		(void) validate_one(job, task, LEVEL_CHECKSUM, &conn, CurrentMemoryContext, NULL, &result);
 	}
+	validate_progress_end();
 	if (conn)
 		migrate_disconnect(conn);
 }

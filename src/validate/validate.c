@@ -34,19 +34,37 @@
 
 PGDLLEXPORT PG_FUNCTION_INFO_V1(migrate_validate);
 
-static const char *const level_names[] = {"count", "checksum", "full", "check"};
+const char *const validate_level_names[] = {"count", "checksum", "full", "check"};
 
 static ValidateLevel
 parse_level(const char *name)
 {
 	for (int i = 0; i <= LEVEL_FULL; i++)
-		if (strcmp(name, level_names[i]) == 0)
+		if (strcmp(name, validate_level_names[i]) == 0)
 			return (ValidateLevel) i;
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("unknown validation level \"%s\"", name),
 			 errhint("Levels are count, checksum and full.")));
 }
+
+/*
+ * Rows of both sides that a mapping "m" of a source "s" has: those that were
+ * copied, and grown since like the target has by its last validation; else the
+ * estimate that the copy was planned with.
+ */
+#define ESTIMATES \
+	" coalesce(n.rows_read * coalesce(last.target_rows / nullif(n.rows_mapped, 0), 1)," \
+	"  s.estimated_rows, 0)::int8," \
+	" coalesce(last.target_rows, n.rows_mapped, s.estimated_rows, 0)::int8"
+#define ESTIMATES_FROM \
+	" LEFT JOIN LATERAL (SELECT sum(k.rows_read) AS rows_read, sum(k.rows_mapped) AS rows_mapped" \
+	"  FROM migrate.chunk c JOIN migrate.chunk_mapping k USING (chunk_id)" \
+	"  WHERE c.source_id = s.source_id AND c.plan_no = s.plan_no" \
+	"  AND k.mapping_id = m.mapping_id) n ON true" \
+	" LEFT JOIN LATERAL (SELECT v.target_rows FROM migrate.validation_run v" \
+	"  WHERE v.mapping_id = m.mapping_id AND v.target_rows IS NOT NULL" \
+	"  ORDER BY v.validation_id DESC LIMIT 1) last ON true"
 
 /*
  * The mappings of a job, or those that fill one target (of ValidateTask).
@@ -65,8 +83,10 @@ validate_tasks(MigrateJob *job, const char *target)
 					 " (SELECT count(*) FROM migrate.dead_letter d"
 					 "  WHERE d.mapping_id = m.mapping_id AND d.state = 'open'),"
 					 " m.source_id, EXISTS (SELECT FROM migrate.leaf l"
-					 "  WHERE l.source_id = m.source_id AND l.fingerprint IS NOT NULL)"
+					 "  WHERE l.source_id = m.source_id AND l.fingerprint IS NOT NULL),"
+					 ESTIMATES
 					 " FROM migrate.mapping m JOIN migrate.source_table s USING (source_id)"
+					 ESTIMATES_FROM
 					 " WHERE m.job_id = $1 AND ($2 IS NULL OR m.target = $2"
 					 "  OR m.target_oid = to_regclass($2)) ORDER BY m.target, m.mapping_id",
 					 2, types, values, target ? "  " : " n", SPI_OK_SELECT);
@@ -81,6 +101,8 @@ validate_tasks(MigrateJob *job, const char *target)
 		task->dead = migrate_spi_int64(i, 3, 0);
 		task->source_id = migrate_spi_int64(i, 4, 0);
 		task->watched = strcmp(migrate_spi_text(i, 5), "t") == 0;
+		task->estimate[VALIDATE_SOURCE] = migrate_spi_int64(i, 6, 0);
+		task->estimate[VALIDATE_TARGET] = migrate_spi_int64(i, 7, 0);
 		tasks = lappend(tasks, task);
 	}
 	SPI_finish();
@@ -103,7 +125,7 @@ validate_begin_run(MigrateJob *job, int mapping_id, const char *check, ValidateL
 {
 	Oid			types[] = {INT4OID, INT4OID, TEXTOID, TEXTOID};
 	Datum		values[] = {Int32GetDatum(job->job_id), Int32GetDatum(mapping_id),
-		CStringGetTextDatum(level_names[level]),
+		CStringGetTextDatum(validate_level_names[level]),
 	check ? CStringGetTextDatum(check) : (Datum) 0};
 	int64		id;
 
@@ -181,7 +203,7 @@ validate_end_run(MigrateJob *job, const char *target, ValidateLevel level, int64
 					 " WHERE validation_id = $1 RETURNING duration",
 					 8, types, values, nulls, SPI_OK_UPDATE_RETURNING);
 	result[0] = CStringGetTextDatum(target);
-	result[1] = CStringGetTextDatum(level_names[level]);
+	result[1] = CStringGetTextDatum(validate_level_names[level]);
 	for (int i = 1; i <= 5; i++)
 		result[i + 1] = values[i];
 	result[7] = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, 1, &null);
@@ -192,7 +214,7 @@ validate_end_run(MigrateJob *job, const char *target, ValidateLevel level, int64
 	if (!matched)
 		migrate_event(job->job_id, "alert", "validation",
 					  "%s does not match its source: %lld mismatches at level %s (%s)",
-					  target, (long long) r->mismatches, level_names[level], status);
+					  target, (long long) r->mismatches, validate_level_names[level], status);
 }
 
 /* ----------------------------------------------------------------
@@ -244,6 +266,7 @@ validate_open_ends(ValidateEnds *ends, MigrateJob *job, ValidateTask *task, Vali
 {
 	ends->job = job;
 	ends->cut = cut;
+	memcpy(ends->estimate, task->estimate, sizeof(ends->estimate));
 	ends->map = migrate_mapping_load(task->mapping_id);
 	ends->src = migrate_source_load(ends->map->source_id);
 	/* before the job has prepared: the way that works everywhere */
@@ -284,6 +307,7 @@ end_reading(ValidateEnds *ends)
 static void
 cut_for(ValidateEnds *ends)
 {
+	validate_progress_phase("cut", NULL, false);
 	validate_cut_begin(ends->job, ends->src, ends->conn ? validate_lock_name(ends->src) : NULL,
 					   ends->conn, ends->cut);
 }
@@ -315,6 +339,7 @@ read_both(ValidateEnds *ends, MigrateJob *job, ValidateTask *task, ValidateLevel
 	ends->done = end_reading;
 	if (level == LEVEL_COUNT)
 	{
+		validate_progress_phase("count", task->estimate, validate_source_counts(ends));
 		result->source_rows = validate_count_source(ends);
 		result->target_rows = validate_count_target(ends);
 		result->mismatches = Max(result->source_rows, result->target_rows) -
@@ -339,6 +364,7 @@ validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level, MigrateCo
 	int64		id = validate_begin_run(job, task->mapping_id, NULL, level);
 
 	memset(result, 0, sizeof(*result));
+	validate_progress_target(job, task, level);
 	PG_TRY();
 	{
 		read_both(&ends, job, task, level, id, &cut, conn, conn_cxt, result);
@@ -354,11 +380,14 @@ validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level, MigrateCo
 		while (GetCurrentTransactionNestLevel() > depth)
 			RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(mcxt);
+		if (validate_progress_cancelled() && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+			edata->message = psprintf("the validation was cancelled with job \"%s\"", job->name);
 		ReThrowError(edata);
 	}
 	PG_END_TRY();
 	validate_end_run(job, task->target, level, id, result, &cut,
 					 validate_describe(task, level, result, &cut), rsinfo);
+	validate_progress_target_done();
 	return id;
 }
 
@@ -372,6 +401,7 @@ validate_job(MigrateJob *job, List *tasks, bool checks, ValidateLevel level,
 											   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = CurrentMemoryContext;
 
+	validate_progress_begin(job, tasks, checks, level);
 	PG_TRY();
 	{
 		ListCell   *lc;
@@ -394,6 +424,7 @@ validate_job(MigrateJob *job, List *tasks, bool checks, ValidateLevel level,
 	}
 	PG_FINALLY();
 	{
+		validate_progress_end();
 		if (conn)
 			migrate_disconnect(conn);
 	}

@@ -10,6 +10,7 @@
  *	  cut.c			the two snapshots that a live job is compared at
  *	  compare.c		buckets, drill-down to rows, details of the differences
  *	  validate.c	migrate_validate(), the record of a run
+ *	  progress.c	what a running validation says of itself; pace, cancelling
  *	  check.c		the user's queries
  *	  scheduled.c	validations that a job makes by itself
  *	  resync.c		a target brought in line
@@ -206,6 +207,7 @@ typedef struct ValidateEnds
 	struct ResourceOwnerData *owner;
 	bool		careful;		/* read chunk by chunk: some rows cannot be */
 	int64		seen;			/* rows met in the careful way */
+	int64		estimate[2];	/* see ValidateTask */
 } ValidateEnds;
 
 typedef struct ValidateResult
@@ -228,9 +230,11 @@ typedef struct ValidateTask
 	bool		watched;		/* compared with its plan first (P2) */
 	bool		copied;			/* the copy of its source table is over */
 	int64		dead;			/* open dead letters */
+	int64		estimate[2];	/* rows to be met, by side; 0: not known */
 } ValidateTask;
 
 /* validate.c */
+extern const char *const validate_level_names[];
 extern List *validate_tasks(MigrateJob *job, const char *target);
 extern int64 validate_begin_run(MigrateJob *job, int mapping_id, const char *check,
 								ValidateLevel level);
@@ -248,6 +252,25 @@ extern void validate_open_ends(ValidateEnds *ends, MigrateJob *job, ValidateTask
 extern int64 validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level,
 						  MigrateConn **conn, MemoryContext conn_cxt,
 						  ReturnSetInfo *rsinfo, ValidateResult *result);
+
+/* progress.c; all but the first two do nothing where no validation was begun */
+extern void validate_progress_begin(MigrateJob *job, List *tasks, bool checks,
+									ValidateLevel level);
+extern void validate_progress_end(void);
+extern void validate_progress_target(MigrateJob *job, ValidateTask *task,
+									 ValidateLevel level);
+extern void validate_progress_target_done(void);
+extern void validate_progress_phase(const char *phase, const int64 *estimate,
+									bool source_query);
+extern void validate_progress_wait(const char *phase);
+extern void validate_progress_digest(int digest);
+extern void validate_progress_first_pass(bool first);
+extern void validate_progress_rows(ValidateSide side, int64 rows);
+extern void validate_progress_again(ValidateSide side);
+extern bool validate_progress_cancelled(void);
+extern char *validate_progress_condition(void);
+extern bool validate_paced(void);
+extern void validate_pace(int64 rows, int64 bytes);
 
 /* check.c */
 extern void validate_checks(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt,
@@ -289,11 +312,13 @@ extern void validate_both_digests(ValidateEnds *ends, char **where);
 
 /* scan.c; where: a condition in the words of that side, or NULL */
 extern char *validate_from_target(ValidateEnds *ends, const char *where);
+extern char *validate_from_target_seen(ValidateEnds *ends, const char *where);
 extern int	validate_query_settings(ValidateEnds *ends);
 extern void validate_scan_source(ValidateEnds *ends, ValidateSink *sink,
 								 const char *where);
 extern void validate_scan_target(ValidateEnds *ends, ValidateSink *sink,
 								 const char *where);
+extern bool validate_source_counts(ValidateEnds *ends);
 extern int64 validate_count_source(ValidateEnds *ends);
 extern int64 validate_count_target(ValidateEnds *ends);
 
