@@ -115,7 +115,9 @@ VALUES
 	('max_target_wal', 'size', 'bytes', '0', 'while running', 0, 9223372036854775807, NULL, '0 (no limit) or more',
 	 'WAL that the slot of the way back may hold back here; beyond it the slot is dropped and going back loses what was written here'),
 	('event_retention', 'duration', 'ms', '30d', 'while running', 0, 315360000000, NULL, '0 (keep all) to 3650d',
-	 'events older than this are removed');
+	 'events older than this are removed'),
+	('validation_retention', 'duration', 'ms', '30d', 'while running', 0, 315360000000, NULL, '0 (keep all) to 3650d',
+	 'results of validations older than this are removed, with their differences; the newest of each target and level stays');
 
 /*
  * The canonical text of a value, or an error that says what is expected.  A

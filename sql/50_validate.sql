@@ -46,6 +46,28 @@ AS 'MODULE_PATHNAME', 'migrate_seen';
 COMMENT ON FUNCTION migrate._seen(bigint) IS
 	'always true: counts the rows of a query of a validation for migrate.validating';
 
+/*
+ * What is older than its retention, of a job.  By the job worker once an hour,
+ * and by each validation, for jobs without a worker.  Rows that another has
+ * in hand are left to him: a validation may be a long transaction.
+ */
+CREATE FUNCTION migrate._purge_validations(job_id int) RETURNS void
+LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+	DELETE FROM migrate.validation_run d
+	WHERE d.validation_id IN (
+		SELECT v.validation_id
+		FROM migrate.validation_run v
+		CROSS JOIN (SELECT nullif(migrate._option($1, 'validation_retention')::float8, 0) / 1000 AS seconds) o
+		WHERE v.job_id = $1 AND v.started_at < now() - make_interval(secs => o.seconds)
+		  AND EXISTS (SELECT FROM migrate.validation_run n
+					  WHERE n.job_id = v.job_id AND n.level = v.level AND n.validation_id > v.validation_id
+						AND n.mapping_id IS NOT DISTINCT FROM v.mapping_id
+						AND n.check_name IS NOT DISTINCT FROM v.check_name)
+		FOR UPDATE OF v SKIP LOCKED)
+$$;
+COMMENT ON FUNCTION migrate._purge_validations(int) IS
+	'remove a job''s results of validations that are older than option validation_retention, but the newest of each target or check and level';
+
 CREATE FUNCTION @extschema@.migrate_repair(job text, target text DEFAULT NULL,
 	dry_run boolean DEFAULT true, OUT target text, OUT action text, OUT key jsonb,
 	OUT columns text[], OUT rows bigint)

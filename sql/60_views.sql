@@ -195,7 +195,7 @@ CREATE VIEW migrate.validation WITH (security_invoker = true) AS
 	LEFT JOIN migrate.mapping m USING (mapping_id)
 	LEFT JOIN migrate.source_table s USING (source_id);
 COMMENT ON VIEW migrate.validation IS
-'every validation of a mapping or check with its result, the newest has the highest validation_id; digest: who computed the source''s digests, source_lsn: of a live job, where in the stream both snapshots were (null: they were at no one place)';
+'every validation of a mapping or check with its result, the newest has the highest validation_id; digest: who computed the source''s digests, source_lsn: of a live job, where in the stream both snapshots were (null: they were at no one place). Kept for option validation_retention';
 
 CREATE VIEW migrate.validating WITH (security_invoker = true) AS
 	SELECT j.job, v.pid, coalesce(m.target, CASE WHEN v.level = 'check' THEN 'checks' END) AS target, v.level, v.digest, v.phase,

@@ -172,8 +172,25 @@ SELECT j.job,
 	   migrate._histogram_quantile(w.lag, 0.95) AS lag_p95,
 	   migrate._histogram_quantile(w.lag, 0.99) AS lag_p99,
 	   nullif(migrate._option(j.job_id, 'lag_alert')::numeric, 0) AS lag_objective,
-	   clock_timestamp() - w.started AS "window"
+	   clock_timestamp() - w.started AS "window",
+	   v.targets, v.validated AS targets_validated, v.matched AS targets_matched,
+	   v.mismatches AS validation_mismatches,
+	   clock_timestamp() - v.oldest AS validation_age,
+	   make_interval(secs => nullif(migrate._option(j.job_id, 'validate_every')::float8, 0) / 1000) AS validation_age_objective
 FROM migrate.job j
+LEFT JOIN LATERAL (
+	-- the newest comparison of rows of each target
+	SELECT count(*)::int AS targets, count(r.validation_id)::int AS validated,
+		   (count(*) FILTER (WHERE r.matched))::int AS matched, sum(r.mismatches)::bigint AS mismatches,
+		   CASE WHEN bool_and(r.validation_id IS NOT NULL) THEN min(r.started_at) END AS oldest
+	FROM migrate.mapping m
+	LEFT JOIN LATERAL (
+		SELECT q.* FROM migrate.validation_run q
+		WHERE q.mapping_id = m.mapping_id AND q.level IN ('checksum', 'full') AND q.matched IS NOT NULL
+		ORDER BY q.validation_id DESC LIMIT 1
+	) r ON true
+	WHERE m.job_id = j.job_id
+) v ON true
 LEFT JOIN LATERAL (
 	SELECT count(*) FILTER (WHERE k.state = 'done') AS checkpoints, sum(k.attempt) AS attempts
 	FROM migrate.chunk k WHERE k.job_id = j.job_id
@@ -181,4 +198,4 @@ LEFT JOIN LATERAL (
 LEFT JOIN migrate._live_jobs() w USING (job_id)
 ORDER BY j.job;
 COMMENT ON VIEW migrate.slo IS
-'one row a job: share of the attempts at chunks that ended in a checkpoint; in milliseconds, quantiles of the time that a batch of the copy and a batch of changes takes to be written, and of the lag from commit on the source to commit here; beside them what is aimed at. Quantiles of the copy are of the time since the job worker started (window), those of apply and lag of the last 30 to 60 seconds, null when nothing was applied in them; all are null while the worker is not alive, and off by a factor of 1.42 at most';
+'one row a job: share of the attempts at chunks that ended in a checkpoint; in milliseconds, quantiles of the time that a batch of the copy and a batch of changes takes to be written, and of the lag from commit on the source to commit here; beside them what is aimed at. Quantiles of the copy are of the time since the job worker started (window), those of apply and lag of the last 30 to 60 seconds, null when nothing was applied in them; all are null while the worker is not alive, and off by a factor of 1.42 at most. Then of the newest validation of each target by checksum or in full: how many targets there are, are validated and matched, the mismatches, and the age of the oldest, null until all are validated; aimed at is validate_every';

@@ -330,7 +330,7 @@ migrate_job_fail(const char *sqlstate, const char *message)
 	me.changed = true;
 }
 
-/* event_retention, once an hour. */
+/* event_retention and validation_retention, once an hour. */
 static void
 purge(void)
 {
@@ -343,8 +343,9 @@ purge(void)
 	StartTransactionCommand();
 	migrate_spi_begin();
 	migrate_job_exec("DELETE FROM migrate.event WHERE job_id = $1 AND at < pg_catalog.now()"
-					 " - pg_catalog.make_interval(secs => migrate._option($1, 'event_retention')::float8 / 1000)",
+					 " - pg_catalog.make_interval(secs => nullif(migrate._option($1, 'event_retention')::float8, 0) / 1000)",
 					 SPI_OK_DELETE);
+	migrate_job_exec("SELECT migrate._purge_validations($1)", SPI_OK_SELECT);
 	migrate_spi_end();
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(me.cxt);

@@ -68,6 +68,13 @@ load_checks(MigrateJob *job)
 	return checks;
 }
 
+/* Has the job any? */
+bool
+validate_has_checks(MigrateJob *job)
+{
+	return load_checks(job) != NIL;
+}
+
 /* Add a value to the text of a row. */
 static void
 append_value(StringInfo row, Oid type, const char *value)

@@ -401,7 +401,7 @@ validate_job(MigrateJob *job, List *tasks, bool checks, ValidateLevel level,
 											   ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = CurrentMemoryContext;
 
-	validate_progress_begin(job, tasks, checks, level);
+	validate_progress_begin(job, tasks, checks && validate_has_checks(job), level);
 	PG_TRY();
 	{
 		ListCell   *lc;
@@ -433,6 +433,18 @@ validate_job(MigrateJob *job, List *tasks, bool checks, ValidateLevel level,
 	MemoryContextDelete(mcxt);
 }
 
+/* A job may have no worker that does it. */
+static void
+purge(MigrateJob *job)
+{
+	Oid			type = INT4OID;
+	Datum		arg = Int32GetDatum(job->job_id);
+
+	SPI_connect();
+	migrate_spi_exec("SELECT migrate._purge_validations($1)", 1, &type, &arg, NULL, SPI_OK_SELECT);
+	SPI_finish();
+}
+
 /*
  * migrate_validate(job text, target text, level text): see sql/50_validate.sql.
  */
@@ -456,6 +468,7 @@ migrate_validate(PG_FUNCTION_ARGS)
 
 	migrate_as_owner(job->owner, &as);
 	validate_job(job, tasks, PG_ARGISNULL(1), level, (ReturnSetInfo *) fcinfo->resultinfo);
+	purge(job);
 	migrate_as_caller(&as);
 	return (Datum) 0;
 }

@@ -273,6 +273,7 @@ extern bool validate_paced(void);
 extern void validate_pace(int64 rows, int64 bytes);
 
 /* check.c */
+extern bool validate_has_checks(MigrateJob *job);
 extern void validate_checks(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt,
 							ReturnSetInfo *rsinfo);
 
