@@ -125,6 +125,7 @@ validate_progress_begin(MigrateJob *job, List *tasks, bool checks, ValidateLevel
 	mine = NULL;
 	my_segment = NULL;
 	memset(&own_limits, 0, sizeof(own_limits));
+	own_limits.tokens_at = GetCurrentTimestamp();
 	if (seg == NULL)
 		return;
 	v = dsm_segment_address(seg);
@@ -421,7 +422,7 @@ validate_pace(int64 rows, int64 bytes)
 	{
 		long		wait = take(rows, bytes, line, sizeof(line));
 		bool		hold = worker_limits && worker_limits->hold &&
-			worker_limits->job_worker_pid != 0;
+		worker_limits->job_worker_pid != 0;
 
 		CHECK_FOR_INTERRUPTS();
 		rows = bytes = 0;		/* taken */
@@ -475,7 +476,7 @@ fraction(ValidateShared *v, const int64 *rows)
 {
 	int64		done = rows[VALIDATE_TARGET] + (v->counts_source ? rows[VALIDATE_SOURCE] : 0);
 	int64		all = v->estimate[VALIDATE_TARGET] +
-		(v->counts_source ? v->estimate[VALIDATE_SOURCE] : 0);
+	(v->counts_source ? v->estimate[VALIDATE_SOURCE] : 0);
 
 	return all > 0 ? Min((double) done / all, 1.0) : -1;
 }

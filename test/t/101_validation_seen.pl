@@ -60,7 +60,7 @@ my $s = begin_session('SELECT target, matched FROM migrate_validate(\'v\')');
 ok(shows(q{SELECT source_rows > 2500 FROM migrate.validating WHERE target = 'v.t'}), 'paced: it is seen, and moves');
 is(seen(q{concat_ws(' ', target, level, digest, phase, source_estimate, target_estimate, targets_done, targets)}),
 	'v.t checksum here compare 20000 20000 1 2', 'what it does, and how much there is of it');
-is(seen(q{concat_ws(' ', eta > '1s', total_eta > '1s', percent BETWEEN 0.1 AND 99.9, total_percent BETWEEN 0.1 AND 99.9, bar <> '', rows_per_second BETWEEN 1 AND 6000)}),
+is(seen(q{concat_ws(' ', eta IS NOT NULL, total_eta IS NOT NULL, percent BETWEEN 0.1 AND 99.9, total_percent BETWEEN 0.1 AND 99.9, bar <> '', rows_per_second > 0)}),
 	't t t t t t', 'rate and time left, of the target and of all');
 ok(shows(q{SELECT throttle LIKE 'rows_per_second: % > 2000' FROM migrate.validating}), 'the limit that it waits for');
 is(sql(q{CREATE ROLE other; SELECT migrate_grant('other'); SET ROLE other; SELECT count(*) FROM migrate.validating}) =~ s/^\s+//r, '0',
@@ -125,7 +125,7 @@ is(sql('SELECT count(*) FROM migrate.differences'), '0', 'and its differences wi
 sub history { return sql(q{SELECT count(*) FILTER (WHERE kind = 'old'), (SELECT count(*) FROM migrate.validation) FROM migrate.events}); }
 sql(q{UPDATE migrate.validation_run SET started_at = started_at - interval '40 days';
 	INSERT INTO migrate.event (job_id, at, level, kind, message) SELECT job_id, now() - interval '40 days', 'info', 'old', 'old' FROM migrate.job;
-	SELECT migrate_alter_job('v', '{"event_retention": 0, "validation_retention": 0}'); SELECT migrate_recopy('v', 'v.t')});
+	SELECT migrate_alter_job('v', '{"event_retention": 0, "validation_retention": 0}'); SELECT migrate_recopy('v', 'v.t'); SELECT migrate_start('v')});
 wait_job($target, 'v', 'copied');
 is(history(), '1|5', 'retention 0: the job worker removes nothing');
 sql(q{SELECT migrate_alter_job('v', '{"event_retention": null, "validation_retention": null}'); SELECT migrate_recopy('v', 'v.t')});
@@ -137,6 +137,6 @@ is(sql(q{SELECT targets, targets_validated, targets_matched, validation_mismatch
 	'2|2|2|0|t|', 'migrate.slo: all matched, long ago');
 sql(q{UPDATE v.t SET v = 'x' WHERE id = 7; SELECT migrate_alter_job('v', '{"validate_every": "1d"}'); SELECT migrate_validate('v')});
 is(sql(q{SELECT targets, targets_validated, targets_matched, validation_mismatches, validation_age < '1 hour', validation_age_objective FROM migrate.slo}),
-	'2|2|1|1|t|1 day', 'migrate.slo: one does not match');
+	'2|2|1|1|t|24:00:00', 'migrate.slo: one does not match');
 
 done_testing();
