@@ -47,6 +47,7 @@
 #include "storage/spin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
+#include "utils/resowner.h"
 
 #include "control/control.h"
 #include "validate.h"
@@ -92,6 +93,7 @@ typedef struct ValidateShared
 static bool validating = false;
 static ValidateShared *mine = NULL;
 static dsm_segment *my_segment = NULL;
+static ResourceOwner my_owner = NULL;	/* of both lock and segment */
 
 /* how fast we may read the source */
 static MigrateShared *worker_limits = NULL; /* NULL: see own_limits */
@@ -151,6 +153,7 @@ validate_progress_begin(MigrateJob *job, List *tasks, bool checks, ValidateLevel
 	v->magic = VALIDATION_MAGIC;
 	mine = v;
 	my_segment = seg;
+	my_owner = CurrentResourceOwner;
 	(void) migrate_transaction_lock_try(MIGRATE_LOCK_VALIDATION, (int) dsm_segment_handle(seg));
 }
 
@@ -159,6 +162,7 @@ void
 validate_progress_end(void)
 {
 	dsm_segment *seg = my_segment;
+	ResourceOwner owner = CurrentResourceOwner;
 
 	forget_worker_limits();
 	validating = false;
@@ -166,8 +170,11 @@ validate_progress_end(void)
 	my_segment = NULL;
 	if (seg == NULL)
 		return;
+	/* after an error it may be another */
+	CurrentResourceOwner = my_owner;
 	migrate_transaction_unlock(MIGRATE_LOCK_VALIDATION, (int) dsm_segment_handle(seg));
 	dsm_detach(seg);
+	CurrentResourceOwner = owner;
 }
 
 /* The limits of the job as they are now, and the segment that holds them. */

@@ -23,7 +23,7 @@ SELECT has_schema_privilege('public', 'migrate', 'USAGE');
 -- a procedure that commits cannot have one, and calls functions that have;
 -- what runs for each row would pay for it, and looks no name up
 SELECT p.oid::regprocedure FROM migrate._members('pg_proc') m JOIN pg_proc p ON p.oid = m
-WHERE p.prosecdef OR p.prokind <> 'p' AND p.proname !~ '^_(digest|hash)'
+WHERE p.prosecdef OR p.prokind <> 'p' AND p.proname !~ '^_(digest|hash|seen)'
 	AND NOT coalesce(p.proconfig && '{"search_path=pg_catalog, pg_temp"}', false) ORDER BY 1::text;
 -- every table that holds a job's rows has row security
 SELECT c.oid::regclass FROM migrate._members('pg_class') m JOIN pg_class c ON c.oid = m
