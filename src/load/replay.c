@@ -587,6 +587,29 @@ replay_letter(Replay *replay, Letter *letter)
 	migrate_batch_free(batch);
 }
 
+/*
+ * From the fence to the end of a rollback the target leads: a row that is read
+ * from the source would undo what was written here.  Looked at under the writer
+ * lock, which a cutover takes before the target opens.
+ */
+static void
+check_source_leads(Replay *replay)
+{
+	Oid			type = INT4OID;
+	Datum		value = Int32GetDatum(replay->job->job_id);
+
+	migrate_spi_exec("SELECT state FROM migrate.job WHERE job_id = $1"
+					 " AND state IN ('cutting_over', 'cut_over', 'rolling_back', 'finished')",
+					 1, &type, &value, NULL, SPI_OK_SELECT);
+	if (SPI_processed > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("dead letters of job \"%s\" cannot be replayed while it is %s",
+						replay->job->name, migrate_spi_text(0, 0)),
+				 errdetail("The source does not lead any more: its rows would replace newer ones here."),
+				 errhint("Correct the rows here and use migrate_discard, or go back with migrate_rollback first.")));
+}
+
 static void
 replay_all(Replay *replay)
 {
@@ -600,6 +623,7 @@ replay_all(Replay *replay)
 	if (replay->job->live)
 		migrate_writer_lock(replay->job->job_id);
 	SPI_connect();
+	check_source_leads(replay);
 	check_target(replay);
 	check_ids(replay);
 	while ((letters = take_letters(replay, last)) != NIL)

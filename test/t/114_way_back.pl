@@ -158,6 +158,11 @@ same_seats('superseded');
 $target->safe_psql('postgres', q{UPDATE seat SET place = 503 WHERE id = 20});
 gone_back();
 is(open_letters(), '1', 'another letter');
+{
+	my ($rc, $out, $err) = $target->psql('postgres', q{SELECT * FROM migrate_replay('j')});
+	like($err, qr/dead letters of job "j" cannot be replayed while it is cut_over\nDETAIL:  The source does not lead any more.*\nHINT:  .*migrate_discard/, 'it is not replayed from the source');
+	is(value($target, 'SELECT place FROM seat WHERE id = 20'), '503', 'whose row is older than what is here');
+}
 $target->safe_psql('postgres', q{DELETE FROM seat WHERE id = 20});
 gone_back();
 is(open_letters(), '0', 'a delete supersedes it, too');
