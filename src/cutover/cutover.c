@@ -240,8 +240,8 @@ migrate_cutover_source_position(MigrateConn *conn)
  * P26: what was decoded is sent when it is flushed; a durable commit of ours
  * flushes, and is a place in the stream that is not idle.
  */
-static void
-force_flush(MigrateConn *conn)
+void
+migrate_cutover_force_flush(MigrateConn *conn)
 {
 	PQclear(migrate_exec(conn, "BEGIN; SET LOCAL synchronous_commit = on;"
 						 " SELECT pg_catalog.pg_logical_emit_message(true, 'migrate', 'drain'); COMMIT"));
@@ -286,7 +286,7 @@ step_lag(Cutover *c)
 		TimestampTz t = GetCurrentTimestamp();
 		XLogRecPtr	lsn = migrate_cutover_source_position(c->conn);
 
-		force_flush(c->conn);
+		migrate_cutover_force_flush(c->conn);
 		while (applied_lsn() < lsn)
 		{
 			if (migrate_cutover_ms_since(begin) > c->row->lag_timeout_ms)
@@ -354,7 +354,7 @@ step_drain(Cutover *c)
 {
 	XLogRecPtr	lsn = migrate_cutover_source_position(c->fence_conn);
 
-	force_flush(c->conn);
+	migrate_cutover_force_flush(c->conn);
 	wait_applied(c, lsn);
 	migrate_cutover_note_lsn(c->row, lsn);
 	return psprintf("up to %X/%X", LSN_FORMAT_ARGS(lsn));

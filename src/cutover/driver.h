@@ -36,6 +36,7 @@ extern void migrate_cutover_stop_apply(Cutover *c);
 extern XLogRecPtr migrate_cutover_source_position(MigrateConn *conn);
 extern void migrate_cutover_try_again(Cutover *c, const char *side, TimestampTz begin,
 									  int tries, long *pause, const char *blockers);
+extern void migrate_cutover_force_flush(MigrateConn *conn);
 
 /* in rollback.c */
 extern void migrate_rollback_turn(Cutover *c);

@@ -326,7 +326,9 @@ check(Cutover *c)
 
 /*
  * P30: the forward stream goes on behind what we brought.  X is the source's
- * position while nobody can write to it but us, and we have.
+ * position while nobody can write to it but us, and we have.  P4: it is flushed
+ * before it is written down, or after a crash of the source what is written
+ * there anew would lie before it, and be skipped.
  */
 static void
 mark_closed(Cutover *c)
@@ -337,6 +339,7 @@ mark_closed(Cutover *c)
 	values[0] = Int32GetDatum(c->job->job_id);
 	values[1] = LSNGetDatum(migrate_cutover_source_position(c->conn));
 	values[2] = Int32GetDatum(c->row->cutover_id);
+	migrate_cutover_force_flush(c->conn);
 	migrate_spi_exec("UPDATE migrate.apply_position SET applied_lsn = $2 WHERE job_id = $1 AND applied_lsn < $2",
 					 2, types, values, NULL, SPI_OK_UPDATE);
 	migrate_spi_exec("UPDATE migrate.cutover SET closed = true, fence_lsn = $2 WHERE cutover_id = $3 AND $1 IS NOT NULL",
