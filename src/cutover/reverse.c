@@ -493,6 +493,22 @@ take_relation(const char *data, int len)
  * Everything that was decoded: what is the application's is collected and
  * written, in one transaction on each side.
  */
+/*
+ * One batch of this way back at a time on the source, by a lock there until the
+ * transaction has ended for everybody: a COMMIT that hangs, for a synchronous
+ * standby, outlives the worker that sent it, and what it wrote is not seen by
+ * the next one, whose DELETE would find nothing.
+ */
+static void
+begin_on_source(void)
+{
+	PQclear(migrate_exec(worker.conn,
+						 psprintf("BEGIN; SET LOCAL synchronous_commit = on;"
+								  " SELECT pg_catalog.pg_advisory_xact_lock("
+								  "pg_catalog.hashtextextended(%s, 0))",
+								  quote_literal_cstr(worker.slot))));
+}
+
 static void
 apply_decoded(ReverseCounts *counts, int64 *changes)
 {
@@ -515,7 +531,7 @@ apply_decoded(ReverseCounts *counts, int64 *changes)
 		else if (!ours)
 		{
 			if (!begun)
-				PQclear(migrate_exec(worker.conn, "BEGIN; SET LOCAL synchronous_commit = on"));
+				begin_on_source();
 			begun = true;
 			take_message(data, len, counts, changes);
 		}

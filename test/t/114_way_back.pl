@@ -167,6 +167,19 @@ $target->safe_psql('postgres', q{DELETE FROM seat WHERE id = 20});
 gone_back();
 is(open_letters(), '0', 'a delete supersedes it, too');
 
+# ------------------------------- a COMMIT that outlives the worker that sent it
+
+$source->safe_psql('postgres', q{ALTER SYSTEM SET synchronous_standby_names = 'nobody'; SELECT pg_reload_conf()});
+wait_for($source, q{SELECT current_setting('synchronous_standby_names') = 'nobody'});
+$target->safe_psql('postgres', q{INSERT INTO seat VALUES (5001, 5001, 'late')});
+ok(wait_for($source, q{SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'}), 'a COMMIT on the source hangs');
+kill 9, value($target, q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'migrate reverse'});
+ok(wait_for($target, q{DELETE FROM seat WHERE id = 5001 RETURNING true}), 'its worker is killed, and the row deleted');
+ok(wait_for($source, q{SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted}, timeout => 30), 'the next worker waits for it');
+$source->safe_psql('postgres', q{ALTER SYSTEM RESET synchronous_standby_names; SELECT pg_reload_conf()});
+ok(gone_back(), 'and goes on');
+same_seats('a late COMMIT');
+
 # ------------------------------------------------- an acceptance is for one time
 
 $target->safe_psql('postgres', q{UPDATE seat SET place = 504 WHERE id = 30});
