@@ -119,6 +119,7 @@ static struct
 	bool		in_xact;		/* a source transaction is half received */
 	int64		unsaved;		/* bytes since the last local commit */
 	TimestampTz unsaved_since;
+	bool		overdue;		/* so it was when the last commit came */
 	TimestampTz committed_at;	/* here, last */
 	XLogRecPtr	received;
 	XLogRecPtr	last_end;		/* of the last commit received */
@@ -595,6 +596,7 @@ take_commit(const char *data, int len)
 {
 	MigrateMessage msg = {0};
 
+	me.overdue = TimestampDifferenceExceeds(me.unsaved_since, GetCurrentTimestamp(), COMMIT_MS);
 	migrate_fault("capture-received");
 	migrate_message_parse(&msg, data, len, me.turn_cxt);
 	migrate_spool_append(me.spool, data, len);
@@ -700,9 +702,7 @@ receive(void)
 		commit = take(buffer, len);
 		me.received_buffer = NULL;
 		PQfreemem(buffer);
-		if (commit && me.unsaved > 0 &&
-			(me.unsaved > COMMIT_BYTES ||
-			 TimestampDifferenceExceeds(me.unsaved_since, GetCurrentTimestamp(), COMMIT_MS)))
+		if (commit && me.unsaved > 0 && (me.unsaved > COMMIT_BYTES || me.overdue))
 		{
 			commit_here();
 			judge_limit();
