@@ -456,8 +456,8 @@ foreach my $point (qw(apply-begin apply-read apply-collected apply-set apply-wri
 	src(qq{BEGIN; UPDATE plain SET v = '$point', n = $n WHERE id % 7 = $n; INSERT INTO nokey VALUES ($n, '$point', 0);
 		DELETE FROM plain WHERE id % 100 = $n; COMMIT; UPDATE part SET v = '$point' WHERE id % 10 = $n});
 	ok(wait_for(sub { kills_seen() > $before }, timeout => 60), "$point: killed there");
-	wait_for(sub { $target->psql('postgres', 'ALTER SYSTEM RESET migrate.fault') == 0
-			&& $target->psql('postgres', 'SELECT pg_reload_conf()') == 0 }, timeout => 60);
+	wait_for(sub { defined eval { $target->safe_psql('postgres', 'ALTER SYSTEM RESET migrate.fault'); 1 }
+			&& defined eval { $target->safe_psql('postgres', 'SELECT pg_reload_conf()'); 1 } }, timeout => 60);
 	all_equal("killed at $point");
 }
 
