@@ -232,6 +232,30 @@ AS $$ SELECT migrate._wait(job, state, timeout) $$;
 COMMENT ON FUNCTION @extschema@.migrate_wait(text, text, interval) IS
 	'block until the job is in the state or beyond (or ''paused''), and return its state; errors: 55P03 after the timeout (null: none), 55000 when it failed, was cancelled, was paused by a limit or has no worker, 22023 unknown state';
 
+/*
+ * From the fence to the end of a rollback the target leads, and for good once
+ * the job is finished: rows that are read from the source then would replace
+ * newer ones here.  For whatever writes here by itself; what: what is refused.
+ */
+CREATE FUNCTION migrate._check_source_leads(job_id int, what text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	r		record;
+BEGIN
+	SELECT j.job, j.state INTO r FROM migrate.job j
+	WHERE j.job_id = $1 AND j.state IN ('cutting_over', 'cut_over', 'rolling_back', 'finished');
+	IF FOUND THEN
+		RAISE EXCEPTION 'cannot % job "%" while it is %', what, r.job, r.state
+			USING ERRCODE = 'object_not_in_prerequisite_state',
+				  DETAIL = 'The source does not lead any more: its rows would replace newer ones here.',
+				  HINT = 'Correct the rows here' || CASE r.state WHEN 'finished' THEN '.' ELSE ', or go back with migrate_rollback first.' END;
+	END IF;
+END
+$$;
+COMMENT ON FUNCTION migrate._check_source_leads(int, text) IS
+	'error 55000 when a job is cut over, being cut over or rolled back, or finished: its source''s rows may be older than the target''s';
+
 CREATE FUNCTION @extschema@.migrate_recopy(job text, target text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -260,6 +284,8 @@ BEGIN
 			USING ERRCODE = 'object_not_in_prerequisite_state',
 				  HINT = 'Wait with migrate_wait(job, ''copied''), then try again.';
 	END IF;
+
+	PERFORM migrate._check_source_leads(r.job_id, 'recopy tables of');
 
 	-- the worker empties the targets and plans anew; not planned yet: nothing to do
 	UPDATE migrate.source_table s SET state = 'replan'

@@ -141,6 +141,8 @@ BEGIN
 					ELSE 'A job can be resynced from its start until it is finished.' END;
 	END IF;
 
+	PERFORM migrate._check_source_leads(r.job_id, 'resync');
+
 	INSERT INTO migrate.resync (job_id) VALUES (r.job_id)
 	ON CONFLICT (job_id) DO UPDATE SET phase = 'slot', renewed = false,
 		started_at = clock_timestamp(), ended_at = NULL;
@@ -160,4 +162,4 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION @extschema@.migrate_resync(text) IS
-	'begin the stream of a job anew, after its slot was lost, the source was failed over or restored, or the target was set back: a new slot, then rows that differ are written and rows that the source does not have are deleted, table by table, without copying again; then it catches up and streams. Other jobs of the same stream fail and need the same. May be repeated. Errors: 42704 unknown job, 55000 it does not follow its source, or is cancelled or finished';
+	'begin the stream of a job anew, after its slot was lost, the source was failed over or restored, or the target was set back: a new slot, then rows that differ are written and rows that the source does not have are deleted, table by table, without copying again; then it catches up and streams. Other jobs of the same stream fail and need the same. May be repeated. Errors: 42704 unknown job, 55000 it does not follow its source, or is cancelled, finished, cut over, being cut over or rolled back';

@@ -75,7 +75,7 @@ RETURNS SETOF record
 LANGUAGE C SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'migrate_repair';
 COMMENT ON FUNCTION @extschema@.migrate_repair(text, text, boolean) IS
-	'bring the rows of one or all targets that differ from the source in line with it. dry_run: what would be done, a row each (at most 1,000 a mapping, then one that counts the others): insert, update (the columns that differ) or delete; else how many rows were written, deleted or became dead letters, and whether the target matches now. Live jobs: apply waits until the transaction ends. Errors: 42704 unknown job or target, 55000 the copy is not finished, or a table without a key and no common moment';
+	'bring the rows of one or all targets that differ from the source in line with it. dry_run: what would be done, a row each (at most 1,000 a mapping, then one that counts the others): insert, update (the columns that differ) or delete; else how many rows were written, deleted or became dead letters, and whether the target matches now. Live jobs: apply waits until the transaction ends. Errors: 42704 unknown job or target, 55000 the copy is not finished, a table without a key and no common moment, or the source does not lead any more (the job is cut over, say)';
 
 /*
  * Checks of the user's: queries whose rows must be the same on both sides.

@@ -153,7 +153,7 @@ $$;
 COMMENT ON FUNCTION migrate._arm_guards(int, boolean) IS
 'puts the guard, enabled or not, on every target table of a job that lacks it; returns how many';
 
--- how: 'DISABLE' opens, 'ENABLE' closes, 'DROP' removes
+-- how: 'DISABLE' opens, 'ENABLE' closes (rollback.c has locked the tables), 'DROP' removes
 CREATE FUNCTION migrate._set_guards(job_id int, how text) RETURNS int
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -161,16 +161,8 @@ AS $$
 #variable_conflict use_column
 DECLARE
 	r		record;
-	tables	text;
 	n		int := 0;
 BEGIN
-	-- all of them before any work: the less time it takes, the fewer writers are between two tables
-	IF how = 'ENABLE' THEN
-		SELECT string_agg(DISTINCT CASE c.relkind WHEN 'p' THEN '' ELSE 'ONLY ' END || c.oid::regclass, ', ') INTO tables
-		FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid
-		WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgparentid = 0 AND g.tgname = 'migrate_guard_' || $1;
-		EXECUTE coalesce('LOCK TABLE ' || tables || ' IN SHARE ROW EXCLUSIVE MODE', 'SELECT');
-	END IF;
 	FOR r IN SELECT g.tgrelid::regclass AS relation, g.tgname
 			 FROM pg_trigger g
 			 WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgparentid = 0
@@ -297,32 +289,6 @@ END
 $$;
 COMMENT ON FUNCTION migrate._fence_obstacles(migrate.job) IS
 'transactions and processes on the source that would hold up the lock of the fence';
-
--- Who would keep a rollback from closing the targets.
-CREATE FUNCTION migrate._lock_blockers(job_id int) RETURNS text
-LANGUAGE sql VOLATILE
-SET search_path = pg_catalog, pg_temp
-AS $$
-	SELECT string_agg(DISTINCT CASE
-			   WHEN a.pid IS NULL THEN format('prepared transaction %L', x.gid)
-			   WHEN a.xact_start IS NULL THEN format('pid %s (%s; more is seen with pg_read_all_stats)', a.pid, a.usename)
-			   ELSE format('pid %s (%s, %s, transaction %s old%s)', a.pid, a.usename, a.state,
-						   date_trunc('second', clock_timestamp() - a.xact_start),
-						   CASE a.backend_type WHEN 'client backend' THEN '' ELSE ', ' || a.backend_type END) END, '; ')
-	FROM pg_locks l
-	LEFT JOIN pg_stat_activity a ON a.pid = l.pid
-	LEFT JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.virtualtransaction = l.virtualtransaction
-						 AND t.locktype = 'transactionid' AND t.mode = 'ExclusiveLock'
-	LEFT JOIN pg_prepared_xacts x ON x.transaction = t.transactionid
-	WHERE l.locktype = 'relation' AND l.granted
-	  AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-	  AND l.relation IN (SELECT g.tgrelid FROM pg_trigger g
-						 WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgname = 'migrate_guard_' || $1)
-	  AND l.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
-	  AND l.pid IS DISTINCT FROM pg_backend_pid()
-$$;
-COMMENT ON FUNCTION migrate._lock_blockers(int) IS
-'transactions on this server that hold locks on a job''s targets which are in the way of closing them, for people; null: none';
 
 -- What is looked at under the fence, within the pause; an error undoes it.
 CREATE FUNCTION migrate._cutover_check(job_id int) RETURNS void

@@ -93,6 +93,7 @@ typedef struct MigrateJob
 /* NULL when there is no such job (or none that this role may see). */
 extern MigrateJob *migrate_job_load(int job_id);
 extern MigrateJob *migrate_job_load_by_name(const char *name);	/* errors when unknown */
+extern void migrate_check_source_leads(MigrateJob *job, const char *what);
 
 /* ----------------------------------------------------------------
  * in extract/source.c: a source table as the catalog describes it

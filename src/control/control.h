@@ -103,6 +103,9 @@ extern dsm_handle migrate_shmem_create(int job_id);
 extern bool migrate_shmem_attach(dsm_handle handle, int job_id, int slot);
 
 /* look into the segment of another job; NULL when it is gone */
+/* in job.c: the handle for it */
+extern int64 migrate_job_shmem(int job_id);
+
 extern MigrateShared *migrate_shmem_peek(int64 handle, int job_id,
 										 dsm_segment **seg);
 extern void migrate_shmem_unpeek(dsm_segment *seg);

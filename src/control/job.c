@@ -196,3 +196,37 @@ migrate_job_load_by_name(const char *name)
 				 errhint("Create it with migrate_create_job, or see the table migrate.job for the jobs that you may see.")));
 	return job;
 }
+
+/* The handle of the segment of a job's worker, as published; 0: none. */
+int64
+migrate_job_shmem(int job_id)
+{
+	Oid			type = INT4OID;
+	Datum		arg = Int32GetDatum(job_id);
+	int64		handle;
+
+	migrate_spi_begin();
+	migrate_spi_exec("SELECT shm_handle FROM migrate.job WHERE job_id = $1",
+					 1, &type, &arg, NULL, SPI_OK_SELECT);
+	handle = SPI_processed > 0 ? migrate_spi_int64(0, 0, 0) : 0;
+	migrate_spi_end();
+	return handle;
+}
+
+/*
+ * An error where rows of the source must not be written here any more; what:
+ * "repair", as in "cannot repair job ..".  Whoever holds the writer lock then
+ * keeps the job from being cut over until his transaction ends: a cutover
+ * takes that lock before the target opens.
+ */
+void
+migrate_check_source_leads(MigrateJob *job, const char *what)
+{
+	Oid			types[] = {INT4OID, TEXTOID};
+	Datum		values[] = {Int32GetDatum(job->job_id), CStringGetTextDatum(what)};
+
+	migrate_spi_begin();
+	migrate_spi_exec("SELECT migrate._check_source_leads($1, $2)",
+					 2, types, values, NULL, SPI_OK_SELECT);
+	migrate_spi_end();
+}

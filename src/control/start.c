@@ -100,20 +100,10 @@ migrate_wish_pending(int job_id)
 static int
 job_worker_pid(int job_id)
 {
-	Oid			type = INT4OID;
-	Datum		arg = Int32GetDatum(job_id);
-	int64		handle = 0;
 	int			pid = 0;
 	dsm_segment *seg;
-	MigrateShared *shared;
+	MigrateShared *shared = migrate_shmem_peek(migrate_job_shmem(job_id), job_id, &seg);
 
-	migrate_spi_begin();
-	migrate_spi_exec("SELECT shm_handle FROM migrate.job WHERE job_id = $1",
-					 1, &type, &arg, NULL, SPI_OK_SELECT);
-	if (SPI_processed > 0)
-		handle = migrate_spi_int64(0, 0, 0);
-	migrate_spi_end();
-	shared = migrate_shmem_peek(handle, job_id, &seg);
 	if (shared)
 	{
 		pid = shared->job_worker_pid;

@@ -72,6 +72,13 @@ refill(double tokens, int64 rate, double seconds)
 	return rate <= 0 ? 0 : Min(tokens + rate * seconds, (double) rate);
 }
 
+/* How long a bucket's debt takes, s. */
+static double
+debt(double tokens, int64 rate)
+{
+	return tokens < 0 ? -tokens / rate : 0;
+}
+
 /*
  * Take rows and bytes, and say how long to wait, in ms (0: go on).  Under the
  * mutex of the buckets, if they are shared.
@@ -81,17 +88,15 @@ migrate_buckets_take(MigrateBuckets *b, int64 rows, int64 bytes)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	double		seconds = Max(now - b->tokens_at, 0) / 1e6;
-	double		row_wait,
-				byte_wait;
+	double		wait;
 
 	b->tokens_at = now;
 	b->row_tokens = refill(b->row_tokens, b->rows_per_second, seconds) -
 		(b->rows_per_second > 0 ? rows : 0);
 	b->byte_tokens = refill(b->byte_tokens, b->bytes_per_second, seconds) -
 		(b->bytes_per_second > 0 ? bytes : 0);
-	row_wait = b->row_tokens < 0 ? -b->row_tokens / b->rows_per_second : 0;
-	byte_wait = b->byte_tokens < 0 ? -b->byte_tokens / b->bytes_per_second : 0;
-	return (long) ceil(Min(Max(row_wait, byte_wait), 1000000) * 1000);
+	wait = Max(debt(b->row_tokens, b->rows_per_second), debt(b->byte_tokens, b->bytes_per_second));
+	return (long) ceil(Min(wait, 1000000) * 1000);
 }
 
 /*
@@ -102,10 +107,7 @@ migrate_buckets_take(MigrateBuckets *b, int64 rows, int64 bytes)
 void
 migrate_buckets_describe(const MigrateBuckets *b, char *line, size_t size)
 {
-	double		row_wait = b->row_tokens < 0 ? -b->row_tokens / b->rows_per_second : 0;
-	double		byte_wait = b->byte_tokens < 0 ? -b->byte_tokens / b->bytes_per_second : 0;
-
-	if (row_wait >= byte_wait)
+	if (debt(b->row_tokens, b->rows_per_second) >= debt(b->byte_tokens, b->bytes_per_second))
 		snprintf(line, size, "rows_per_second: %.1f > " INT64_FORMAT,
 				 b->rows_per_second - b->row_tokens, b->rows_per_second);
 	else

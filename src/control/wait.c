@@ -277,15 +277,7 @@ PGDLLEXPORT Datum
 migrate_await_change(PG_FUNCTION_ARGS)
 {
 	int			job_id = PG_GETARG_INT32(0);
-	Oid			type = INT4OID;
-	Datum		arg = Int32GetDatum(job_id);
-	int64		handle;
 
-	migrate_spi_begin();
-	migrate_spi_exec("SELECT shm_handle FROM migrate.job WHERE job_id = $1",
-					 1, &type, &arg, NULL, SPI_OK_SELECT);
-	handle = SPI_processed > 0 ? migrate_spi_int64(0, 0, 0) : 0;
-	migrate_spi_end();
-	sleep_on(handle, job_id, PG_GETARG_INT32(1));
+	sleep_on(migrate_job_shmem(job_id), job_id, PG_GETARG_INT32(1));
 	PG_RETURN_VOID();
 }

@@ -58,6 +58,11 @@ extern void migrate_fence_record(MigrateFence *fence);
  */
 extern bool migrate_fence_arm(MigrateFence *fence, int lock_ms, int *made, char **blockers);
 
+/* who is in the way of locks on tables, by oid; see fence.c */
+extern char *migrate_blockers_query(const char *relations);
+
+#define MIGRATE_NO_BLOCKER "somebody who has ended since"
+
 /*
  * Begin the transaction that is the fence, and lock every table in one
  * statement that lasts lock_ms at most.  False, with nothing held, when it

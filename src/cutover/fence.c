@@ -268,9 +268,32 @@ armed_relations(MigrateFence *fence)
 }
 
 /*
- * Who holds a lock on one of the tables that is in our way, or a prepared
- * transaction; asked after we have let go.
+ * The question who holds a lock that is in the way of closing tables, for
+ * people; null: nobody.  relations: oids, as the right side of IN.
  */
+char *
+migrate_blockers_query(const char *relations)
+{
+	return psprintf("SELECT pg_catalog.string_agg(DISTINCT CASE"
+					"  WHEN a.pid IS NULL THEN pg_catalog.format('prepared transaction %%L', x.gid)"
+					"  WHEN a.xact_start IS NULL THEN pg_catalog.format('pid %%s (%%s; more is seen with pg_read_all_stats)', a.pid, a.usename)"
+					"  ELSE pg_catalog.format('pid %%s (%%s, %%s, transaction %%s old%%s)', a.pid, a.usename, a.state,"
+					"   pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - a.xact_start),"
+					"   CASE a.backend_type WHEN 'client backend' THEN '' ELSE ', ' || a.backend_type END) END, '; ')"
+					" FROM pg_catalog.pg_locks l"
+					" LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
+					" LEFT JOIN pg_catalog.pg_locks t ON l.pid IS NULL AND t.pid IS NULL"
+					"  AND t.virtualtransaction = l.virtualtransaction AND t.locktype = 'transactionid' AND t.mode = 'ExclusiveLock'"
+					" LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.transaction = t.transactionid"
+					" WHERE l.locktype = 'relation' AND l.granted"
+					" AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())"
+					" AND l.relation IN (%s)"
+					" AND l.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock',"
+					"  'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
+					" AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()", relations);
+}
+
+/* Who is in our way on the source; asked after we have let go. */
 static char *
 name_blockers(MigrateFence *fence)
 {
@@ -281,26 +304,10 @@ name_blockers(MigrateFence *fence)
 	for (int i = 0; i < list_length(fence->relations); i++)
 		appendStringInfo(&list, "%s%s", i > 0 ? ", " : "",
 						 quote_literal_cstr(relation_name(fence, i)));
-	res = migrate_exec_try(fence->conn,
-						   psprintf("SELECT pg_catalog.string_agg(DISTINCT CASE"
-									"  WHEN a.pid IS NULL THEN pg_catalog.format('prepared transaction %%L', x.gid)"
-									"  WHEN a.xact_start IS NULL THEN pg_catalog.format('pid %%s (%%s; more is seen with pg_read_all_stats)', a.pid, a.usename)"
-									"  ELSE pg_catalog.format('pid %%s (%%s, %%s, transaction %%s old%%s)', a.pid, a.usename, a.state,"
-									"   pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - a.xact_start),"
-									"   CASE a.backend_type WHEN 'client backend' THEN '' ELSE ', ' || a.backend_type END) END, '; ')"
-									" FROM pg_catalog.pg_locks l"
-									" LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
-									" LEFT JOIN pg_catalog.pg_locks t ON l.pid IS NULL AND t.pid IS NULL"
-									"  AND t.virtualtransaction = l.virtualtransaction AND t.locktype = 'transactionid' AND t.mode = 'ExclusiveLock'"
-									" LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.transaction = t.transactionid"
-									" WHERE l.locktype = 'relation' AND l.granted"
-									" AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())"
-									" AND l.relation = ANY (ARRAY[%s]::pg_catalog.regclass[]::pg_catalog.oid[])"
-									" AND l.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock',"
-									"  'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
-									" AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()", list.data));
+	res = migrate_exec_try(fence->conn, migrate_blockers_query(psprintf("SELECT pg_catalog.unnest(ARRAY[%s]::pg_catalog.regclass[])::pg_catalog.oid",
+																		list.data)));
 	if (!migrate_result_ok(res) || PQgetisnull(res, 0, 0))
-		return pstrdup("somebody who has ended since");
+		return pstrdup(MIGRATE_NO_BLOCKER);
 	return migrate_result_value(res, 0, 0);
 }
 

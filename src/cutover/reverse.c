@@ -490,10 +490,6 @@ take_relation(const char *data, int len)
 }
 
 /*
- * Everything that was decoded: what is the application's is collected and
- * written, in one transaction on each side.
- */
-/*
  * One batch of this way back at a time on the source, by a lock there until the
  * transaction has ended for everybody: a COMMIT that hangs, for a synchronous
  * standby, outlives the worker that sent it, and what it wrote is not seen by
@@ -509,6 +505,10 @@ begin_on_source(void)
 								  quote_literal_cstr(worker.slot))));
 }
 
+/*
+ * Everything that was decoded: what is the application's is collected and
+ * written, in one transaction on each side.
+ */
 static void
 apply_decoded(ReverseCounts *counts, int64 *changes)
 {

@@ -175,6 +175,11 @@ set_lock_timeout(int64 ms)
 							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 }
 
+/* the guards of a job, $1, on the tables that they are made on */
+#define GUARDS "FROM pg_catalog.pg_trigger g" \
+	" WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgparentid = 0" \
+	" AND g.tgname = 'migrate_guard_' || $1"
+
 /*
  * P25: the locks that the guards need, of all tables within one time-out, so
  * that no writer waits behind us for longer, however many tables there are.
@@ -186,9 +191,7 @@ lock_all(Cutover *c, int lock_ms)
 	int			n;
 	Oid		   *relids;
 
-	exec_int("SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g"
-			 " WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgparentid = 0"
-			 " AND g.tgname = 'migrate_guard_' || $1 ORDER BY 1", c->job->job_id, SPI_OK_SELECT);
+	exec_int("SELECT DISTINCT g.tgrelid " GUARDS " ORDER BY 1", c->job->job_id, SPI_OK_SELECT);
 	n = (int) SPI_processed;
 	relids = palloc(sizeof(Oid) * Max(n, 1));
 	for (int i = 0; i < n; i++)
@@ -263,10 +266,9 @@ name_blockers(Cutover *c)
 {
 	char	   *blockers;
 
-	exec_int("SELECT coalesce(migrate._lock_blockers($1), 'somebody who has ended since')",
-			 c->job->job_id, SPI_OK_SELECT);
-	blockers = MemoryContextStrdup(c->row->mcxt, migrate_spi_text(0, 0));
-	return blockers;
+	exec_int(migrate_blockers_query("SELECT g.tgrelid " GUARDS), c->job->job_id, SPI_OK_SELECT);
+	blockers = migrate_spi_text(0, 0);
+	return MemoryContextStrdup(c->row->mcxt, blockers ? blockers : MIGRATE_NO_BLOCKER);
 }
 
 /*

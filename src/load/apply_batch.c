@@ -164,14 +164,13 @@ static void
 take_message(ApplyWorker *w, const char *data, int len)
 {
 	migrate_message_parse(&w->msg, data, len, w->session);
-	if (strchr("CIUDT", w->msg.type))
-		check_order(w);
 	switch (w->msg.type)
 	{
 		case 'B':
 			take_begin(w);
 			break;
 		case 'C':
+			check_order(w);
 			take_commit(w);
 			break;
 		case 'R':
@@ -180,10 +179,12 @@ take_message(ApplyWorker *w, const char *data, int len)
 		case 'I':
 		case 'U':
 		case 'D':
+			check_order(w);
 			if (!w->skip)
 				take_change(w);
 			break;
 		case 'T':
+			check_order(w);
 			if (!w->skip)
 				migrate_relations_truncate(w, &w->msg);
 			break;

@@ -346,16 +346,12 @@ parse_place(MigrateSource *src, const char *raw, MigrateRange *range)
 static int
 applied_lately(Replay *replay, TransactionId **xids)
 {
-	Oid			types[] = {INT4OID};
-	Datum		values[] = {Int32GetDatum(replay->job->job_id)};
 	dsm_segment *seg;
 	MigrateShared *shared;
 	int			n = 0;
 
 	*xids = palloc(sizeof(TransactionId) * MIGRATE_RECENT_XIDS);
-	migrate_spi_exec("SELECT shm_handle FROM migrate.job WHERE job_id = $1",
-					 1, types, values, NULL, SPI_OK_SELECT);
-	shared = migrate_shmem_peek(migrate_spi_int64(0, 0, 0), replay->job->job_id, &seg);
+	shared = migrate_shmem_peek(migrate_job_shmem(replay->job->job_id), replay->job->job_id, &seg);
 	if (shared == NULL)
 		return 0;
 	SpinLockAcquire(&shared->mutex);
@@ -587,29 +583,6 @@ replay_letter(Replay *replay, Letter *letter)
 	migrate_batch_free(batch);
 }
 
-/*
- * From the fence to the end of a rollback the target leads: a row that is read
- * from the source would undo what was written here.  Looked at under the writer
- * lock, which a cutover takes before the target opens.
- */
-static void
-check_source_leads(Replay *replay)
-{
-	Oid			type = INT4OID;
-	Datum		value = Int32GetDatum(replay->job->job_id);
-
-	migrate_spi_exec("SELECT state FROM migrate.job WHERE job_id = $1"
-					 " AND state IN ('cutting_over', 'cut_over', 'rolling_back', 'finished')",
-					 1, &type, &value, NULL, SPI_OK_SELECT);
-	if (SPI_processed > 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("dead letters of job \"%s\" cannot be replayed while it is %s",
-						replay->job->name, migrate_spi_text(0, 0)),
-				 errdetail("The source does not lead any more: its rows would replace newer ones here."),
-				 errhint("Correct the rows here and use migrate_discard, or go back with migrate_rollback first.")));
-}
-
 static void
 replay_all(Replay *replay)
 {
@@ -623,7 +596,7 @@ replay_all(Replay *replay)
 	if (replay->job->live)
 		migrate_writer_lock(replay->job->job_id);
 	SPI_connect();
-	check_source_leads(replay);
+	migrate_check_source_leads(replay->job, "replay dead letters of");
 	check_target(replay);
 	check_ids(replay);
 	while ((letters = take_letters(replay, last)) != NIL)

@@ -507,16 +507,8 @@ static const char *
 attach(CutState *s)
 {
 	MigrateStream *stream = migrate_stream_of_job(s->job->job_id);
-	Oid			type = INT4OID;
-	Datum		arg = Int32GetDatum(s->job->job_id);
-	int64		handle;
 
-	SPI_connect();
-	migrate_spi_exec("SELECT shm_handle FROM migrate.job WHERE job_id = $1",
-					 1, &type, &arg, NULL, SPI_OK_SELECT);
-	handle = migrate_spi_int64(0, 0, 0);
-	SPI_finish();
-	s->shared = migrate_shmem_peek(handle, s->job->job_id, &s->seg);
+	s->shared = migrate_shmem_peek(migrate_job_shmem(s->job->job_id), s->job->job_id, &s->seg);
 	if (s->shared == NULL || s->shared->live.apply_pid == 0)
 		return "apply does not run";
 	if (stream && stream->shm_handle != 0)

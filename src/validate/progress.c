@@ -181,21 +181,12 @@ validate_progress_end(void)
 static void
 load_limits(MigrateJob *job)
 {
-	Oid			type = INT4OID;
-	Datum		arg = Int32GetDatum(job->job_id);
 	MigrateJob *now = migrate_job_load(job->job_id);
-	int64		handle = 0;
 
 	forget_worker_limits();
 	own_limits.rows_per_second = now ? now->rows_per_second : 0;
 	own_limits.bytes_per_second = now ? now->bytes_per_second : 0;
-	SPI_connect();
-	migrate_spi_exec("SELECT shm_handle FROM migrate.job WHERE job_id = $1", 1, &type, &arg, NULL,
-					 SPI_OK_SELECT);
-	if (SPI_processed > 0)
-		handle = migrate_spi_int64(0, 0, 0);
-	SPI_finish();
-	worker_limits = migrate_shmem_peek(handle, job->job_id, &worker_segment);
+	worker_limits = migrate_shmem_peek(migrate_job_shmem(job->job_id), job->job_id, &worker_segment);
 }
 
 /* A target is begun (task NULL: the checks); before any subtransaction. */
@@ -320,12 +311,23 @@ validate_progress_condition(void)
 	return psprintf("migrate._seen('%u')", dsm_segment_handle(my_segment));
 }
 
+/* What is in a segment; NULL when its handle is another's by now. */
+static ValidateShared *
+content(dsm_segment *seg)
+{
+	ValidateShared *v = dsm_segment_address(seg);
+
+	if (dsm_segment_map_length(seg) < sizeof(ValidateShared) ||
+		v->magic != VALIDATION_MAGIC || v->database != MyDatabaseId)
+		return NULL;
+	return v;
+}
+
 /* The segment in the leader, or in a parallel worker, which keeps it. */
 static ValidateShared *
 segment_of_query(int64 handle)
 {
 	dsm_segment *seg = dsm_find_mapping((dsm_handle) handle);
-	ValidateShared *v;
 
 	if (seg == NULL)
 	{
@@ -334,11 +336,7 @@ segment_of_query(int64 handle)
 			return NULL;
 		dsm_pin_mapping(seg);
 	}
-	v = dsm_segment_address(seg);
-	if (dsm_segment_map_length(seg) < sizeof(ValidateShared) ||
-		v->magic != VALIDATION_MAGIC || v->database != MyDatabaseId)
-		return NULL;
-	return v;
+	return content(seg);
 }
 
 typedef struct SeenState
@@ -467,9 +465,8 @@ look(int handle, dsm_segment **seg)
 		*seg = found = dsm_attach((dsm_handle) handle);
 	if (found == NULL)
 		return NULL;
-	v = dsm_segment_address(found);
-	if (dsm_segment_map_length(found) >= sizeof(ValidateShared) &&
-		v->magic == VALIDATION_MAGIC && v->database == MyDatabaseId)
+	v = content(found);
+	if (v)
 		return v;
 	if (*seg)
 		dsm_detach(*seg);

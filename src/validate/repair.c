@@ -272,6 +272,8 @@ begin_writing(Repair *r, List *tasks)
 	if (migrate_server_is_postgres(r->job->server))
 		validate_need_connection(r->job, &r->conn, r->conn_cxt);
 	validate_cut_begin_writing(r->job, &any, tables.len > 0 ? tables.data : NULL, r->conn, &r->cut);
+	/* it was looked at before; now it stays so */
+	migrate_check_source_leads(r->job, "repair");
 }
 
 static void
@@ -294,6 +296,7 @@ repair_job(Repair *r, List *tasks, bool dry_run)
 		ListCell   *lc;
 
 		MemoryContextSwitchTo(mcxt);
+		migrate_check_source_leads(r->job, "repair");
 		validate_refuse_drift(r->job, tasks, &r->conn, r->conn_cxt);
 		MemoryContextSwitchTo(old);
 		if (!dry_run)

@@ -159,8 +159,8 @@ use Time::HiRes qw(sleep time);
 our @EXPORT = qw(
   new_target new_source connect_source
   hard_restart hard_kill start_again
-  wait_for wait_job job_state
-  kill9_backend random_kill
+  wait_for wait_job job_state try_query
+  kill9_backend random_kill kills_seen set_fault
   same_rows rows_equal value
 );
 
@@ -308,6 +308,24 @@ sub start_again
 		sleep(0.5);
 	}
 	die 'server "' . $node->name . '" does not start any more';
+}
+
+# Processes of a server that were killed so far, by its log.
+sub kills_seen
+{
+	my ($node) = @_;
+	my $n = () = slurp_file($node->logfile) =~ /terminated by signal 9/g;
+	return $n;
+}
+
+# migrate.fault, by file and signal, which also reach a server that is just
+# recovering.
+sub set_fault
+{
+	my ($node, $fault) = @_;
+	$node->append_conf('postgresql.conf', "migrate.fault = '$fault'\n");
+	$node->reload;
+	return;
 }
 
 sub hard_restart

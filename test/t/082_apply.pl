@@ -440,24 +440,18 @@ applied('s', 'refreshed, it goes on');
 equal('s', 'shape', 'equal', 'SELECT id, a, c FROM shape', 'SELECT id, a, c FROM s.shape');
 
 # ----------------------------------------------------- kill -9 at every point
-sub kills_seen
-{
-	my $n = () = slurp_file($target->logfile) =~ /terminated by signal 9/g;
-	return $n;
-}
-
 my $n = 0;
 foreach my $point (qw(apply-begin apply-read apply-collected apply-set apply-written apply-commit apply-committed))
 {
-	my $before = kills_seen();
+	my $before = kills_seen($target);
 
 	$n++;
 	sql(qq{ALTER SYSTEM SET migrate.fault = '$point:kill'; SELECT pg_reload_conf()});
 	src(qq{BEGIN; UPDATE plain SET v = '$point', n = $n WHERE id % 7 = $n; INSERT INTO nokey VALUES ($n, '$point', 0);
 		DELETE FROM plain WHERE id % 100 = $n; COMMIT; UPDATE part SET v = '$point' WHERE id % 10 = $n});
-	ok(wait_for(sub { kills_seen() > $before }, timeout => 60), "$point: killed there");
-	wait_for(sub { defined eval { $target->safe_psql('postgres', 'ALTER SYSTEM RESET migrate.fault'); 1 }
-			&& defined eval { $target->safe_psql('postgres', 'SELECT pg_reload_conf()'); 1 } }, timeout => 60);
+	ok(wait_for(sub { kills_seen($target) > $before }, timeout => 60), "$point: killed there");
+	wait_for(sub { defined try_query($target, 'ALTER SYSTEM RESET migrate.fault') && defined try_query($target, 'SELECT pg_reload_conf()') },
+		timeout => 60);
 	all_equal("killed at $point");
 }
 

@@ -161,15 +161,14 @@ equal('slot dropped');
 sql(q{SELECT migrate_resync('j')});
 wait_job($target, 'j', 'streaming') or do { done_testing(); exit; };
 equal('while streaming');
-sub kills_seen { my $k = () = slurp_file($target->logfile) =~ /terminated by signal 9/g; return $k; }
 foreach my $point (qw(resync-set-back resync-joined resync-mended resync-over))
 {
-	my $before = kills_seen();
+	my $before = kills_seen($target);
 	sql(qq{ALTER SYSTEM SET migrate.fault = '$point:kill'; SELECT pg_reload_conf()});
 	work(2);
 	sql(q{UPDATE j.a SET v = 'wrong' WHERE id % 500 = 0; SELECT migrate_resync('j')});
-	ok(wait_for(sub { kills_seen() > $before }), "$point: killed");
-	ok(wait_for(sub { $target->psql('postgres', q{ALTER SYSTEM RESET migrate.fault}) == 0 && $target->psql('postgres', 'SELECT pg_reload_conf()') == 0 }), "$point: the server is back");
+	ok(wait_for(sub { kills_seen($target) > $before }), "$point: killed");
+	ok(wait_for(sub { defined try_query($target, 'ALTER SYSTEM RESET migrate.fault') && defined try_query($target, 'SELECT pg_reload_conf()') }), "$point: the server is back");
 	wait_job($target, 'j', 'streaming') or do { done_testing(); exit; };
 	caught_up('j', "$point: caught up");
 	equal($point);

@@ -36,35 +36,19 @@ my $w = Workload->new(source => $source, target => $target, rate => 150, rows =>
 $w->fill;
 $w->start_writers;
 
-# Processes of the target that were killed so far, by its log.
-sub kills_seen
-{
-	my $n = () = slurp_file($target->logfile) =~ /terminated by signal 9/g;
-	return $n;
-}
-
-# By file and signal, which also reach a server that is just recovering.
-sub set_fault
-{
-	my ($fault) = @_;
-	$target->append_conf('postgresql.conf', "migrate.fault = '$fault'\n");
-	$target->reload;
-	return;
-}
-
 # What comes to the point now dies there; next: the point after that, so that
 # it is not passed meanwhile.
 sub kill_at
 {
 	my ($point, $next, $trigger) = @_;
-	my $before = kills_seen();
+	my $before = kills_seen($target);
 	my $until = time() + 30;
 
-	set_fault("$point:kill");
+	set_fault($target, "$point:kill");
 	$trigger->() if $trigger;
-	sleep(0.02) while kills_seen() == $before && time() < $until && !($next && (job_state($target, 'j') // '') eq 'streaming');
-	my $hit = kills_seen() > $before;
-	set_fault($next ? "$next:kill" : '');
+	sleep(0.02) while kills_seen($target) == $before && time() < $until && !($next && (job_state($target, 'j') // '') eq 'streaming');
+	my $hit = kills_seen($target) > $before;
+	set_fault($target, $next ? "$next:kill" : '');
 	return $hit;
 }
 
@@ -84,7 +68,7 @@ foreach my $i (0 .. $#once)
 	last if (job_state($target, 'j') // '') eq 'streaming';
 }
 cmp_ok($passed, '>', 0, 'processes died on the way to streaming');
-set_fault('');
+set_fault($target, '');
 wait_job($target, 'j', 'streaming', timeout => 120) or do { done_testing(); exit; };
 ok($w->mark('j'), 'streaming after kills on the way');
 

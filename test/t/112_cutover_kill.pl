@@ -12,6 +12,7 @@
 
 use strict;
 use warnings;
+use POSIX ();
 use FindBin;
 use lib "$FindBin::RealBin/../perl";
 use MigrateTest;
@@ -76,20 +77,17 @@ sub open_sides
 	return join(',', map { $_ eq '' ? 'open' : $_ } @state);
 }
 
-sub kills_seen
+# A client of its own, that may be killed, or its server; its pid.
+sub client
 {
-	my ($node) = @_;
-	my $seen = () = slurp_file($node->logfile) =~ /terminated by signal 9/g;
-	return $seen;
-}
+	my ($what, $more) = @_;
+	my $pid = fork() // die;
 
-# By file and signal, which also reach a server that is just recovering.
-sub set_fault
-{
-	my ($fault) = @_;
-	$target->append_conf('postgresql.conf', "migrate.fault = '$fault'\n");
-	$target->reload;
-	return;
+	return $pid if $pid;
+	open(STDOUT, '>', '/dev/null');
+	open(STDERR, '>', '/dev/null');
+	exec 'psql', '-Xq', '-d', $target->connstr('postgres'), '-c', "CALL migrate_$what('j'" . ($more // '') . ')';
+	POSIX::_exit(1);
 }
 
 # A client that asks and may lose its server.
@@ -160,14 +158,14 @@ sub kill_at
 {
 	my ($point, $what) = @_;
 	my $before = kills_seen($target);
-	set_fault("$point:kill");
+	set_fault($target, "$point:kill");
 	# a setting that workers have not read yet is no fault
 	sleep(0.1);
 	# the way back has something to carry
 	my $sides = open_sides();
 	my ($rc, $err) = call($what);
 	my $hit = wait_for(sub { kills_seen($target) > $before }, timeout => 30);
-	set_fault('');
+	set_fault($target, '');
 	ok($hit, "$point: a process died there") or diag($err);
 	settled($point);
 	nothing_lost($point);
@@ -193,14 +191,7 @@ foreach my $round (1 .. $rounds)
 foreach my $what (qw(cutover rollback))
 {
 	go_to($what eq 'cutover' ? 'streaming' : 'cut_over', "before the client's death");
-	my $pid = fork() // die;
-	if ($pid == 0)
-	{
-		open(STDOUT, '>', '/dev/null');
-		open(STDERR, '>', '/dev/null');
-		exec 'psql', '-Xq', '-d', $target->connstr('postgres'), '-c', "CALL migrate_$what('j')";
-		exit 1;
-	}
+	my $pid = client($what);
 	wait_for($target, "SELECT state IN ('cutting_over', 'rolling_back') FROM migrate.job", timeout => 20);
 	kill 9, $pid;
 	waitpid($pid, 0);
@@ -221,14 +212,7 @@ foreach my $which (qw(source target))
 			my $node = $which eq 'source' ? $source : $target;
 			go_to($what eq 'cutover' ? 'streaming' : 'cut_over', $name);
 			$target->safe_psql('postgres', "SELECT migrate_add_hook('j', '$phase', 'target', 'SELECT pg_sleep(1)')");
-			my $pid = fork() // die;
-			if ($pid == 0)
-			{
-				open(STDOUT, '>', '/dev/null');
-				open(STDERR, '>', '/dev/null');
-				exec 'psql', '-Xq', '-d', $target->connstr('postgres'), '-c', "CALL migrate_$what('j', max_downtime => '10s')";
-				exit 1;
-			}
+			my $pid = client($what, ", max_downtime => '10s'");
 			wait_for($target, q{SELECT count(*) > 0 FROM pg_stat_activity WHERE wait_event = 'PgSleep'}, timeout => 20) or diag("$name: not reached");
 			hard_restart($node);
 			waitpid($pid, 0);
@@ -243,11 +227,11 @@ foreach my $which (qw(source target))
 go_to('streaming', 'both servers');
 {
 	my $before = kills_seen($target);
-	set_fault('cutover-committed:kill');
+	set_fault($target, 'cutover-committed:kill');
 	call('cutover');
 	wait_for(sub { kills_seen($target) > $before }, timeout => 30);
 	hard_kill($source);
-	set_fault('');
+	set_fault($target, '');
 	sleep(1);
 	is(write_to(1), '25006', 'both servers: while nobody knows about the fence, the target stays closed');
 	start_again($source);

@@ -159,8 +159,16 @@ $target->safe_psql('postgres', q{UPDATE seat SET place = 503 WHERE id = 20});
 gone_back();
 is(open_letters(), '1', 'another letter');
 {
-	my ($rc, $out, $err) = $target->psql('postgres', q{SELECT * FROM migrate_replay('j')});
-	like($err, qr/dead letters of job "j" cannot be replayed while it is cut_over\nDETAIL:  The source does not lead any more.*\nHINT:  .*migrate_discard/, 'it is not replayed from the source');
+	my %refused = (
+		'replay dead letters of' => q{SELECT * FROM migrate_replay('j')},
+		repair => q{SELECT * FROM migrate_repair('j', dry_run => false)},
+		'recopy tables of' => q{SELECT migrate_recopy('j', 'public.seat')},
+		resync => q{SELECT migrate_resync('j')});
+	foreach my $what (sort keys %refused)
+	{
+		my ($rc, $out, $err) = $target->psql('postgres', $refused{$what});
+		like($err, qr/cannot $what job "j" while it is cut_over\nDETAIL:  The source does not lead any more.*\nHINT:  .*migrate_rollback/, "$what: not from a source that does not lead");
+	}
 	is(value($target, 'SELECT place FROM seat WHERE id = 20'), '503', 'whose row is older than what is here');
 }
 $target->safe_psql('postgres', q{DELETE FROM seat WHERE id = 20});
@@ -292,23 +300,15 @@ finished('slot');
 
 # ------------------------------------------------------------ a killed finish
 
-sub set_fault
-{
-	my ($fault) = @_;
-	$target->append_conf('postgresql.conf', "migrate.fault = '$fault'\n");
-	$target->reload;
-	ok(wait_for($target, "SELECT current_setting('migrate.fault') = '$fault'"), 'set') if $fault;
-	return;
-}
-
 foreach my $point (qw(finish-asked finish-alone finish-slot finish-fence finish-stream))
 {
 	cut_over($point);
-	set_fault("$point:kill");
+	set_fault($target, "$point:kill");
+	ok(wait_for($target, "SELECT current_setting('migrate.fault') = '$point:kill'"), "$point: set");
 	my $err = '';
 	my $rc = $target->psql('postgres', q{CALL migrate_finish('j')}, stderr => \$err);
 	isnt($rc, 0, "$point: killed");
-	set_fault('');
+	set_fault($target, '');
 	ok(wait_for($target, q{SELECT current_setting('migrate.fault') = ''}), "$point: the server is back");
 	is(job_state($target, 'j'), 'finished', "$point: the job is finished, but not all is removed");
 	isnt(traces($target), $before{target}, "$point: something is left");
