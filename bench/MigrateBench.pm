@@ -333,7 +333,7 @@ sub machine
 	my ($mem) = qx{cat /proc/meminfo} =~ /^MemTotal:\s*(\d+)/m;
 	my $version = $self->sql('target', 'SHOW server_version', 'postgres');
 	my $cores = qx{nproc};
-	my ($clone) = (qx{pgcopydb --version 2>&1 || true}) =~ /version\s+(\S+)/;
+	my ($clone) = (qx{${\ ($self->{pgcopydb} // 'pgcopydb')} --version 2>&1 || true}) =~ /version\s+(\S+)/;
 	chomp $cores;
 	return sprintf("%s, %d cores, %.0f GB of memory; PostgreSQL %s on both sides%s.",
 		$cpu // 'unknown processor', $cores, $mem / 1048576, $version,

@@ -125,6 +125,9 @@ COMMENT ON FUNCTION @extschema@.migrate_remove_check(text, text) IS
 CREATE FUNCTION migrate._digest_row(internal, bigint, int, int, bigint, VARIADIC "any") RETURNS internal
 LANGUAGE C PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'migrate_digest_row';
+CREATE FUNCTION migrate._digest_sum_row(internal, bigint, int, int, bigint, bigint) RETURNS internal
+LANGUAGE C PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'migrate_digest_sum_row';
 CREATE FUNCTION migrate._digest_combine(internal, internal) RETURNS internal
 LANGUAGE C PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'migrate_digest_combine';
@@ -138,6 +141,7 @@ CREATE FUNCTION migrate._digest_final(internal) RETURNS bytea
 LANGUAGE C PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'migrate_digest_final';
 COMMENT ON FUNCTION migrate._digest_row(internal, bigint, int, int, bigint, VARIADIC "any") IS 'step of the aggregate migrate._digest';
+COMMENT ON FUNCTION migrate._digest_sum_row(internal, bigint, int, int, bigint, bigint) IS 'step of the aggregate migrate._digest_sum';
 COMMENT ON FUNCTION migrate._digest_combine(internal, internal) IS 'of the aggregate migrate._digest, for parallel queries';
 COMMENT ON FUNCTION migrate._digest_serialize(internal) IS 'of the aggregate migrate._digest, for parallel queries';
 COMMENT ON FUNCTION migrate._digest_deserialize(bytea, internal) IS 'of the aggregate migrate._digest, for parallel queries';
@@ -154,6 +158,18 @@ CREATE AGGREGATE migrate._digest(lo bigint, shift int, buckets int, key bigint, 
 );
 COMMENT ON AGGREGATE migrate._digest(bigint, int, int, bigint, VARIADIC "any") IS
 	'rows and sums of row hashes (XXH3) of each bucket of keys, in network order; the bucket is (key >> shift) - lo, from 0 to buckets - 1, that of a null key is "buckets"';
+
+CREATE AGGREGATE migrate._digest_sum(lo bigint, shift int, buckets int, key bigint, hash bigint) (
+	SFUNC = migrate._digest_sum_row,
+	STYPE = internal,
+	FINALFUNC = migrate._digest_final,
+	COMBINEFUNC = migrate._digest_combine,
+	SERIALFUNC = migrate._digest_serialize,
+	DESERIALFUNC = migrate._digest_deserialize,
+	PARALLEL = SAFE
+);
+COMMENT ON AGGREGATE migrate._digest_sum(bigint, int, int, bigint, bigint) IS
+	'as migrate._digest, for rows whose hash is given: sums of its low and its high half';
 
 CREATE FUNCTION migrate._hash(VARIADIC columns "any") RETURNS bigint
 LANGUAGE C STABLE PARALLEL SAFE

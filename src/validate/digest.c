@@ -5,6 +5,7 @@
  *	  that has this extension, too.
  *
  *	  migrate._digest(lo, shift, buckets, key, VARIADIC columns)	aggregate
+ *	  migrate._digest_sum(lo, shift, buckets, key, hash)			aggregate
  *	  migrate._hash(VARIADIC columns)
  *
  * The aggregate counts the rows of each bucket and sums both halves of their
@@ -13,6 +14,9 @@
  * The result is the buckets that have rows, in network order:
  *
  *	  { int32 bucket, int64 rows, int64 sum of lo, int64 sum of hi } ...
+ *
+ * The other one is given 64-bit hashes, where these are the source's own.  Lo
+ * and hi are their halves: the low one unsigned, the high one signed.
  *
  * Runs in whatever process executes the query, in parallel workers, too.  The
  * settings that output functions obey must be pinned by the caller.  Writes
@@ -33,6 +37,7 @@
 #include "validate.h"
 
 PGDLLEXPORT PG_FUNCTION_INFO_V1(migrate_digest_row);
+PGDLLEXPORT PG_FUNCTION_INFO_V1(migrate_digest_sum_row);
 PGDLLEXPORT PG_FUNCTION_INFO_V1(migrate_digest_combine);
 PGDLLEXPORT PG_FUNCTION_INFO_V1(migrate_digest_serialize);
 PGDLLEXPORT PG_FUNCTION_INFO_V1(migrate_digest_deserialize);
@@ -118,31 +123,52 @@ make_state(FunctionCallInfo fcinfo, int64 nbuckets)
 	return state;
 }
 
-/* (internal, lo int8, shift int4, buckets int4, key int8, VARIADIC "any") */
-Datum
-migrate_digest_row(PG_FUNCTION_ARGS)
+/*
+ * The bucket of the row at hand, from the arguments (internal, lo int8, shift
+ * int4, buckets int4, key int8, ...); *state is made when it is the first.
+ */
+static inline ValidateBucket *
+row_bucket(FunctionCallInfo fcinfo, DigestState **state)
 {
-	DigestState *state;
-	ValidateHash hash;
-	ValidateBucket *bucket;
-
 	if (!PG_ARGISNULL(0))
-		state = (DigestState *) PG_GETARG_POINTER(0);
+		*state = (DigestState *) PG_GETARG_POINTER(0);
 	else if (PG_ARGISNULL(1) || PG_ARGISNULL(2) || PG_ARGISNULL(3))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("lo, shift and buckets must not be null")));
 	else
-		state = make_state(fcinfo, PG_GETARG_INT32(3));
+		*state = make_state(fcinfo, PG_GETARG_INT32(3));
 	if (PG_ARGISNULL(4))
-		bucket = &state->buckets[state->nbuckets];
-	else
-		bucket = &state->buckets[validate_bucket_of(PG_GETARG_INT64(4), PG_GETARG_INT64(1),
-													PG_GETARG_INT32(2), state->nbuckets)];
-	hash = hash_args(fcinfo, FIXED_ARGS);
+		return &(*state)->buckets[(*state)->nbuckets];
+	return &(*state)->buckets[validate_bucket_of(PG_GETARG_INT64(4), PG_GETARG_INT64(1),
+												 PG_GETARG_INT32(2), (*state)->nbuckets)];
+}
+
+/* (internal, lo int8, shift int4, buckets int4, key int8, VARIADIC "any") */
+Datum
+migrate_digest_row(PG_FUNCTION_ARGS)
+{
+	DigestState *state;
+	ValidateBucket *bucket = row_bucket(fcinfo, &state);
+	ValidateHash hash = hash_args(fcinfo, FIXED_ARGS);
+
 	bucket->rows++;
 	bucket->lo += hash.lo;
 	bucket->hi += hash.hi;
+	PG_RETURN_POINTER(state);
+}
+
+/* (internal, lo int8, shift int4, buckets int4, key int8, hash int8) */
+Datum
+migrate_digest_sum_row(PG_FUNCTION_ARGS)
+{
+	DigestState *state;
+	ValidateBucket *bucket = row_bucket(fcinfo, &state);
+	int64		hash = PG_ARGISNULL(5) ? 0 : PG_GETARG_INT64(5);
+
+	bucket->rows++;
+	bucket->lo += (uint32) hash;
+	bucket->hi += (uint64) (hash >> 32);
 	PG_RETURN_POINTER(state);
 }
 

@@ -40,6 +40,7 @@
 
 #include "catalog/pg_collation.h"
 #include "catalog/pg_type.h"
+#include "commands/extension.h"
 #include "executor/spi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
@@ -721,29 +722,44 @@ validate_buckets_where(ValidateEnds *ends, ValidateSide side, const bool *select
  */
 
 /*
- * The query of a side; from: " FROM ..." and conditions.  The planner would
- * take the distinct keys for an estimate of how many buckets there are, and
- * prepare for millions: it cannot look behind OFFSET 0.
+ * Sums of 64-bit hashes by what every server has.  The planner would take the
+ * distinct keys for an estimate of how many buckets there are, and prepare for
+ * millions: it cannot look behind an OFFSET.  Not "OFFSET 0", an expression
+ * until it is simplified, which is after parallel plans were ruled out.  Ranges
+ * are numbered, and what lies beyond them is put into the outermost, by
+ * bucket_of_group(): fewer steps a row.
  */
+static char *
+group_query(ValidatePlan *plan, ValidateSide side, const char *from)
+{
+	char	   *bucket = plan->key[side];
+
+	if (plan->ranges)
+		bucket = psprintf("pg_catalog.int8shr(%s, %d)", bucket, plan->shift);
+	return psprintf("SELECT q.b, pg_catalog.count(*), pg_catalog.sum(q.h)"
+					" FROM (SELECT %s AS b, %s AS h%s OFFSET '0'::pg_catalog.int8) q GROUP BY q.b",
+					bucket, plan->row[side], from);
+}
+
+/* Of a side, whether its rows are (bucket, rows, sum). */
+static bool
+is_grouped(ValidatePlan *plan, ValidateSide side)
+{
+	/* where Citus is, its other servers can group, but do not know us */
+	return plan->digest == DIGEST_SOURCE &&
+		(side == VALIDATE_SOURCE || OidIsValid(get_extension_oid("citus", true)));
+}
+
+/* The query of a side; from: " FROM ..." and conditions. */
 static char *
 digest_query(ValidatePlan *plan, ValidateSide side, const char *from)
 {
-	char	   *bucket;
-
-	if (plan->digest != DIGEST_SOURCE)
-		return psprintf("SELECT migrate._digest('" INT64_FORMAT "', %d, %d, %s, %s)%s",
-						plan->ranges ? plan->lo : 0, plan->shift, plan->nbuckets,
-						plan->key[side], plan->row[side], from);
-	bucket = plan->key[side];
-	if (plan->ranges)
-		bucket = psprintf("COALESCE(pg_catalog.int8mi(GREATEST(LEAST("
-						  "pg_catalog.int8shr(%s, %d), '" INT64_FORMAT "'), '" INT64_FORMAT "'), '"
-						  INT64_FORMAT "'), %d)",
-						  plan->key[side], plan->shift, plan->lo + plan->nbuckets - 1,
-						  plan->lo, plan->lo, plan->nbuckets);
-	return psprintf("SELECT q.b, pg_catalog.count(*), pg_catalog.sum(q.h)"
-					" FROM (SELECT %s AS b, %s AS h%s OFFSET 0) q GROUP BY q.b",
-					bucket, plan->row[side], from);
+	if (is_grouped(plan, side))
+		return group_query(plan, side, from);
+	return psprintf("SELECT migrate.%s('" INT64_FORMAT "', %d, %d, %s, %s)%s",
+					plan->digest == DIGEST_SOURCE ? "_digest_sum" : "_digest",
+					plan->ranges ? plan->lo : 0, plan->shift, plan->nbuckets,
+					plan->key[side], plan->row[side], from);
 }
 
 /* Of the sum of 64-bit hashes, as numeric gives it, 128 bits. */
@@ -772,31 +788,58 @@ add_sum(ValidateBucket *b, const char *s)
 	b->hi += hi + (b->lo < lo);
 }
 
-/* A row of the query of DIGEST_SOURCE. */
-static void
-add_group(ValidatePlan *plan, ValidateSide side, const char *bucket, const char *rows,
-		  const char *sum)
+/* The bucket of a row of group_query. */
+static int
+bucket_of_group(ValidatePlan *plan, const char *group)
 {
-	int64		i = pg_strtoint64(bucket);
+	int64		n;
 
-	if (i < 0 || i > plan->nbuckets)
-		elog(ERROR, "digest has bucket %lld of %d", (long long) i, plan->nbuckets);
-	plan->buckets[side][i].rows += pg_strtoint64(rows);
-	add_sum(&plan->buckets[side][i], sum);
+	if (group == NULL)
+		return plan->nbuckets;
+	n = pg_strtoint64(group);
+	if (plan->ranges)
+		return validate_bucket_of(n, plan->lo, 0, plan->nbuckets);
+	if (n < 0 || n >= plan->nbuckets)
+		elog(ERROR, "digest has bucket %lld of %d", (long long) n, plan->nbuckets);
+	return (int) n;
 }
 
-/* A hex bytea of migrate._digest. */
+static void
+add_group(ValidatePlan *plan, ValidateSide side, const char *group, const char *rows,
+		  const char *sum)
+{
+	ValidateBucket *b = &plan->buckets[side][bucket_of_group(plan, group)];
+
+	b->rows += pg_strtoint64(rows);
+	add_sum(b, sum);
+}
+
+/*
+ * A hex bytea of migrate._digest, or _digest_sum, which sums the halves of
+ * 64-bit hashes; as one sum they are what add_sum makes of the source's.
+ */
 static void
 add_digest(ValidatePlan *plan, ValidateSide side, const char *hex)
 {
+	ValidateBucket *buckets = plan->buckets[side];
 	bytea	   *data;
 
 	if (hex == NULL)
 		return;					/* no row at all */
 	data = DatumGetByteaPP(DirectFunctionCall1(byteain, CStringGetDatum(hex)));
-	validate_read_buckets(VARDATA_ANY(data), VARSIZE_ANY_EXHDR(data), plan->buckets[side],
+	validate_read_buckets(VARDATA_ANY(data), VARSIZE_ANY_EXHDR(data), buckets,
 						  plan->nbuckets);
 	pfree(data);
+	if (plan->digest != DIGEST_SOURCE)
+		return;
+	for (int i = 0; i <= plan->nbuckets; i++)
+	{
+		uint64		low = buckets[i].lo;
+		int64		high = (int64) buckets[i].hi;
+
+		buckets[i].lo = low + ((uint64) high << 32);
+		buckets[i].hi = (uint64) (high >> 32) + (buckets[i].lo < low);
+	}
 }
 
 /* Send the source's query; its parallel workers are those of the job. */
@@ -830,8 +873,9 @@ finish_source_digest(ValidateEnds *ends, const char *sql)
 		if (!migrate_result_ok(res))
 			migrate_report_remote_error(res, ends->conn, sql);
 		for (int row = 0; row < PQntuples(res); row++)
-			if (plan->digest == DIGEST_SOURCE)
-				add_group(plan, VALIDATE_SOURCE, PQgetvalue(res, row, 0),
+			if (is_grouped(plan, VALIDATE_SOURCE))
+				add_group(plan, VALIDATE_SOURCE,
+						  PQgetisnull(res, row, 0) ? NULL : PQgetvalue(res, row, 0),
 						  PQgetvalue(res, row, 1), PQgetvalue(res, row, 2));
 			else
 				add_digest(plan, VALIDATE_SOURCE,
@@ -855,7 +899,7 @@ validate_target_digest(ValidateEnds *ends, const char *where)
 	if (SPI_execute(sql, true, 0) != SPI_OK_SELECT)
 		elog(ERROR, "not a query: %s", sql);
 	for (uint64 row = 0; row < SPI_processed; row++)
-		if (plan->digest == DIGEST_SOURCE)
+		if (is_grouped(plan, VALIDATE_TARGET))
 			add_group(plan, VALIDATE_TARGET, migrate_spi_text(row, 0),
 					  migrate_spi_text(row, 1), migrate_spi_text(row, 2));
 		else
