@@ -299,7 +299,10 @@ BEGIN
 		BEGIN
 			PERFORM migrate._drop_own_slot($1);
 		EXCEPTION WHEN OTHERS THEN
+			-- both stay, and on record: without the publication the slot is worth nothing
 			RETURN NEXT format('SELECT pg_drop_replication_slot(%L);', r.slot);
+			RETURN NEXT format('DROP PUBLICATION IF EXISTS %I;', r.publication);
+			RETURN;
 		END;
 	END IF;
 	EXECUTE format('DROP PUBLICATION IF EXISTS %I', r.publication);

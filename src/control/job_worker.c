@@ -223,7 +223,7 @@ workers_ended(bool at_once)
 {
 	bool		ended = migrate_apply_stop(at_once);
 
-	ended = migrate_reverse_stop() && ended;
+	ended = migrate_reverse_stop(me.job_id) && ended;
 	return migrate_job_loaders_ended(at_once) && ended;
 }
 

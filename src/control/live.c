@@ -45,6 +45,7 @@
 
 #include "control/job_worker.h"
 #include "cutover/cutover.h"
+#include "cutover/reverse.h"
 #include "extract/stream.h"
 #include "load/apply.h"
 
@@ -380,7 +381,8 @@ watch(MigrateJob *job)
 	if (migrate_job_over_budget(job) || migrate_drift_found(job, false) ||
 		apply_is_in_trouble(job))
 		return true;
-	migrate_apply_ensure(job, me.handle);
+	if (migrate_cutover_tidy(job))
+		migrate_apply_ensure(job, me.handle);
 	MemoryContextSwitchTo(me.cxt);
 	migrate_lag_watch(job);
 	MemoryContextSwitchTo(me.cxt);
@@ -467,7 +469,6 @@ migrate_turn_stream(MigrateJob *job)
 	if (watch(job))
 		return TURN_AGAIN;
 	migrate_validate_scheduled(job);
-	migrate_cutover_tidy(job);
 	MemoryContextSwitchTo(me.cxt);
 	migrate_worker_phase("stream");
 	pgstat_report_activity(STATE_IDLE, psprintf("watching job %s stream", job->name));
@@ -492,7 +493,8 @@ migrate_turn_switch(MigrateJob *job)
 		return TURN_WAIT;
 	}
 	migrate_job_drop_connection();
-	if (strcmp(job->state, "cutting_over") == 0)
+	/* of an earlier way back; else step "reverse" waits for it */
+	if (strcmp(job->state, "cutting_over") == 0 && migrate_reverse_stop(me.job_id))
 		migrate_apply_ensure(job, me.handle);
 	MemoryContextSwitchTo(me.cxt);
 	migrate_cutover_turn(job);

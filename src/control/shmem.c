@@ -62,6 +62,7 @@ slot_end(int code, Datum arg)
 		ConditionVariableBroadcast(&migrate_shared->changed);
 		migrate_wake_loaders();
 		migrate_wake_pid(migrate_shared->slots[MIGRATE_APPLY_SLOT].pid);
+		migrate_wake_pid(migrate_shared->live.reverse_pid);
 	}
 	else
 		migrate_wake_job_worker();

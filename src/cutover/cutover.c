@@ -66,6 +66,10 @@ static List *locked_targets = NIL;
 /* The way back of a cutover that was undone or rolled back may be left. */
 static bool may_be_left = true;
 
+/* Its worker has been asked to leave, and has not; told after a while. */
+static TimestampTz lingers_since = 0;
+static bool told_lingering = false;
+
 /* While cut over; nothing of it matters after a crash. */
 static struct
 {
@@ -176,6 +180,18 @@ step_reverse(Cutover *c)
 {
 	TimestampTz begin = GetCurrentTimestamp();
 
+	/* one of a way back before this does not know that it is over (P30) */
+	while (!migrate_reverse_stop(c->job->job_id))
+	{
+		if (migrate_cutover_ms_since(begin) > c->row->lag_timeout_ms)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("the worker of an earlier way back of job \"%s\" does not leave", c->job->name),
+					 errhint("It may wait for a COMMIT on the source: see pg_stat_activity there.")));
+		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
+	}
+	migrate_apply_ensure(c->job, me.handle);
+	MemoryContextSwitchTo(c->row->mcxt);
 	if (migrate_cutover_call(c->row, "SELECT migrate._arm_reverse($1)") == 0)
 		return pstrdup("no way back, see migrate.readiness");
 	while (migrate_cutover_call(c->row, "SELECT migrate._reverse_state($1)") == 0)
@@ -610,33 +626,63 @@ migrate_cutover_hang_up(Cutover *c)
 	c->conn = c->fence_conn = NULL;
 }
 
-/* What was armed for the way back is not needed while we follow. */
-static void
-disarm_reverse(Cutover *c)
+/*
+ * What was armed for the way back is not needed while we follow.  A reverse
+ * worker that takes its time is left to migrate_cutover_tidy().
+ */
+void
+migrate_cutover_disarm_reverse(Cutover *c)
 {
 	TimestampTz begin = GetCurrentTimestamp();
 
-	while (!migrate_reverse_stop() && migrate_cutover_ms_since(begin) < LEAVE_PATIENCE)
+	while (!migrate_reverse_stop(c->job->job_id))
+	{
+		if (migrate_cutover_ms_since(begin) > LEAVE_PATIENCE)
+			return;
 		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
+	}
 	(void) migrate_cutover_call(c->row, "SELECT count(*) FROM migrate._disarm_reverse($1)");
 }
 
+/* Once: why nothing is applied. */
+static void
+tell_lingering(MigrateJob *job)
+{
+	if (lingers_since == 0)
+		lingers_since = GetCurrentTimestamp();
+	if (told_lingering || migrate_cutover_ms_since(lingers_since) < LEAVE_PATIENCE)
+		return;
+	told_lingering = true;
+	StartTransactionCommand();
+	migrate_event(job->job_id, "warning", "reverse",
+				  "the worker of the way back has not left: changes of the source are not applied until it has");
+	CommitTransactionCommand();
+}
+
 /*
- * In state streaming: a worker before us may have ended after a cutover was
- * undone or rolled back, and before its slot was dropped, which would hold
- * WAL for ever.
+ * Before apply begins (P30): a worker before us may have ended after a cutover
+ * was undone or rolled back, and before its reverse worker had left, which
+ * would take what we apply for the application's, and its slot was dropped,
+ * which would hold WAL for ever.  False: that worker still lives.
  */
-void
+bool
 migrate_cutover_tidy(MigrateJob *job)
 {
 	MigrateCutover row = {.job = job,.mcxt = CurrentMemoryContext};
-	Cutover		c = {.row = &row,.job = job};
 
 	if (!may_be_left)
-		return;
+		return true;
+	if (!migrate_reverse_stop(job->job_id))
+	{
+		tell_lingering(job);
+		return false;
+	}
+	lingers_since = 0;
+	told_lingering = false;
 	if (migrate_cutover_call(&row, "SELECT count(*) FROM migrate.reverse WHERE job_id = $1") > 0)
-		disarm_reverse(&c);
+		(void) migrate_cutover_call(&row, "SELECT count(*) FROM migrate._disarm_reverse($1)");
 	may_be_left = migrate_cutover_call(&row, "SELECT count(*) FROM migrate.reverse WHERE job_id = $1") > 0;
+	return true;
 }
 
 /* Undone: what is left to say.  The source is open again at the latest now. */
@@ -650,7 +696,7 @@ give_up(Cutover *c, ErrorData *edata)
 	migrate_cutover_hang_up(c);
 	unlock_targets();
 	migrate_cutover_undone(c->row, edata, paused_at);
-	disarm_reverse(c);
+	migrate_cutover_disarm_reverse(c);
 	migrate_cutover_hooks(c->row, "undone", NULL, 0);
 }
 

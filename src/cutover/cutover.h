@@ -105,6 +105,6 @@ extern char *migrate_fence_drop(MigrateFence *fence, int lock_ms);
  */
 extern void migrate_cutover_turn(MigrateJob *job);
 extern void migrate_cut_over_turn(MigrateJob *job);
-extern void migrate_cutover_tidy(MigrateJob *job);
+extern bool migrate_cutover_tidy(MigrateJob *job);
 
 #endif							/* MIGRATE_CUTOVER_H */

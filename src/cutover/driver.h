@@ -37,6 +37,7 @@ extern XLogRecPtr migrate_cutover_source_position(MigrateConn *conn);
 extern void migrate_cutover_try_again(Cutover *c, const char *side, TimestampTz begin,
 									  int tries, long *pause, const char *blockers);
 extern void migrate_cutover_force_flush(MigrateConn *conn);
+extern void migrate_cutover_disarm_reverse(Cutover *c);
 
 /* in rollback.c */
 extern void migrate_rollback_turn(Cutover *c);

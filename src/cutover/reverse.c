@@ -124,23 +124,31 @@ migrate_reverse_ensure(MigrateJob *job, dsm_handle shm)
 	MemoryContextSwitchTo(old);
 }
 
-/* True when it has left. */
+/*
+ * P30: True when it has left, and so has one that a job worker before us has
+ * started.  That one knows from its segment, which is not ours, that it must;
+ * its lock tells when it has.
+ */
 bool
-migrate_reverse_stop(void)
+migrate_reverse_stop(int job_id)
 {
 	pid_t		pid;
 
 	migrate_shared->live.reverse_stop = true;
-	if (handle == NULL)
-		return true;
-	if (GetBackgroundWorkerPid(handle, &pid) == BGWH_STOPPED)
+	if (handle && GetBackgroundWorkerPid(handle, &pid) == BGWH_STOPPED)
 	{
 		pfree(handle);
 		handle = NULL;
-		return true;
 	}
-	migrate_wake_pid(migrate_shared->live.reverse_pid);
-	return false;
+	if (handle)
+	{
+		migrate_wake_pid(migrate_shared->live.reverse_pid);
+		return false;
+	}
+	if (!migrate_worker_lock(MIGRATE_LOCK_REVERSE, job_id))
+		return false;
+	migrate_worker_unlock(MIGRATE_LOCK_REVERSE, job_id);
+	return true;
 }
 
 /* ----------------------------------------------------------------

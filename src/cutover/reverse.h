@@ -65,6 +65,6 @@ extern int64 migrate_decoder_retained(MigrateDecoder *decoder);
  * ----------------------------------------------------------------
  */
 extern void migrate_reverse_ensure(MigrateJob *job, dsm_handle shm);
-extern bool migrate_reverse_stop(void);
+extern bool migrate_reverse_stop(int job_id);
 
 #endif							/* MIGRATE_REVERSE_H */

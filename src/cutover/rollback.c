@@ -51,9 +51,6 @@
 #include "extract/extract.h"
 #include "load/apply.h"
 
-/* how long the reverse worker may take to leave, ms */
-#define LEAVE_PATIENCE 10000
-
 /* a step within the closing transaction, recorded with it */
 typedef struct InnerStep
 {
@@ -393,17 +390,6 @@ close_and_drain(Cutover *c)
  * ----------------------------------------------------------------
  */
 
-/* The way back is over; the apply worker may not live when the state changes. */
-static void
-stop_reverse(Cutover *c)
-{
-	TimestampTz begin = GetCurrentTimestamp();
-
-	while (!migrate_reverse_stop() && migrate_cutover_ms_since(begin) < LEAVE_PATIENCE)
-		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
-	(void) migrate_cutover_call(c->row, "SELECT count(*) FROM migrate._disarm_reverse($1)");
-}
-
 /* Idempotent; throws when the source does not answer, to be called again. */
 static void
 lift(Cutover *c)
@@ -414,7 +400,7 @@ lift(Cutover *c)
 	migrate_fence_lift(c->fence);
 	migrate_fault("rollback-lifted");
 	migrate_cutover_back_open(c->row, c->paused_at ? c->paused_at : c->row->paused_at);
-	stop_reverse(c);
+	migrate_cutover_disarm_reverse(c);
 	migrate_cutover_run_hooks(c, "after_open");
 	migrate_cutover_hang_up(c);
 }

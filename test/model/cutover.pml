@@ -534,7 +534,8 @@ end:	do
 #ifdef REVERSE_LIVES
 	:: atomic { job == TURN && T.state == STREAMING && !apply_on -> apply_on = true; apply_mine = true; apply_stop = false }
 #else
-	:: atomic { job == TURN && T.state == STREAMING && !apply_on && T.back == NONE ->
+	/* migrate_cutover_tidy: the lock of the reverse worker, whoever has started it */
+	:: atomic { job == TURN && T.state == STREAMING && !apply_on && rev == OFF ->
 			apply_on = true; apply_mine = true; apply_stop = false }
 #endif
 	:: atomic { job == TURN && T.state == STREAMING && T.back != NONE && rev != OFF && !rev_stop -> rev_stop = true }
@@ -786,6 +787,8 @@ end:	do
 			fi;
 			job = TURN
 		}
+	/* it takes its time */
+	:: atomic { job == STOP_REVERSE && rev != OFF -> job = TURN }
 	:: atomic { job == BACK_UNDONE && n < Q ->
 			tlock = false; upto = 0;
 			local_commit();
