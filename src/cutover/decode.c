@@ -54,8 +54,11 @@ struct MigrateDecoder
 	ResourceOwner owner;
 	TupleDesc	desc;			/* one column, bytea */
 	TupleTableSlot *slot;
-	Tuplestorestate *store;
+	Tuplestorestate *store;		/* the messages at hand */
 	int64		bytes;			/* in it */
+	Tuplestorestate *ahead;		/* what was read ahead; NULL: nothing */
+	int64		ahead_bytes;
+	bool		reading_ahead;	/* where messages go */
 	bool		open;			/* in the middle of a transaction */
 	XLogRecPtr	decoded;		/* everything that ended before it is in it */
 };
@@ -148,6 +151,13 @@ prepare_write(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bo
 	resetStringInfo(ctx->out);
 }
 
+/* Across transactions: each transaction that is decoded is one. */
+static Tuplestorestate *
+open_store(void)
+{
+	return tuplestore_begin_heap(false, true, STORE_KB);
+}
+
 static void
 take_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, bool last_write)
 {
@@ -159,9 +169,19 @@ take_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, boo
 
 	SET_VARSIZE(message, VARHDRSZ + ctx->out->len);
 	memcpy(VARDATA(message), ctx->out->data, ctx->out->len);
-	tuplestore_putvalues(decoder->store, decoder->desc, &value, &isnull);
+	if (decoder->reading_ahead)
+	{
+		if (decoder->ahead == NULL)
+			decoder->ahead = open_store();
+		tuplestore_putvalues(decoder->ahead, decoder->desc, &value, &isnull);
+		decoder->ahead_bytes += ctx->out->len;
+	}
+	else
+	{
+		tuplestore_putvalues(decoder->store, decoder->desc, &value, &isnull);
+		decoder->bytes += ctx->out->len;
+	}
 	pfree(message);
-	decoder->bytes += ctx->out->len;
 	if (ctx->out->len > 0 && ctx->out->data[0] == 'B')
 		decoder->open = true;
 	else if (ctx->out->len > 0 && ctx->out->data[0] == 'C')
@@ -173,14 +193,6 @@ take_message(LogicalDecodingContext *ctx, XLogRecPtr lsn, TransactionId xid, boo
  * reading
  * ----------------------------------------------------------------
  */
-static void
-open_store(MigrateDecoder *decoder)
-{
-	/* across transactions: each transaction that is decoded is one */
-	decoder->store = tuplestore_begin_heap(false, true, STORE_KB);
-	decoder->bytes = 0;
-}
-
 MigrateDecoder *
 migrate_decoder_open(const char *slot, const char *publication)
 {
@@ -194,7 +206,7 @@ migrate_decoder_open(const char *slot, const char *publication)
 	decoder->desc = CreateTemplateTupleDesc(1);
 	TupleDescInitEntry(decoder->desc, 1, "message", BYTEAOID, -1, 0);
 	decoder->slot = MakeSingleTupleTableSlot(decoder->desc, &TTSOpsMinimalTuple);
-	open_store(decoder);
+	decoder->store = open_store();
 	migrate_slot_acquire(slot);
 	decoder->ctx = CreateDecodingContext(InvalidXLogRecPtr, options, false, &routine,
 										 prepare_write, take_message, NULL);
@@ -221,22 +233,24 @@ migrate_decoder_close(MigrateDecoder *decoder, bool failed)
 	else if (decoder->ctx->reader->seg.ws_file >= 0)
 		wal_segment_close(decoder->ctx->reader);
 	tuplestore_end(decoder->store);
+	if (decoder->ahead)
+		tuplestore_end(decoder->ahead);
 	ResourceOwnerRelease(decoder->owner, RESOURCE_RELEASE_BEFORE_LOCKS, false, true);
 	ResourceOwnerRelease(decoder->owner, RESOURCE_RELEASE_LOCKS, false, true);
 	ResourceOwnerRelease(decoder->owner, RESOURCE_RELEASE_AFTER_LOCKS, false, true);
 	ResourceOwnerDelete(decoder->owner);
 }
 
-/* Every record that is flushed as a whole, up to so many bytes of messages. */
-XLogRecPtr
-migrate_decoder_read(MigrateDecoder *decoder, int64 bytes)
+/* Every record that is flushed as a whole, until *read is so many bytes. */
+static XLogRecPtr
+read_records(MigrateDecoder *decoder, int64 *read, int64 bytes)
 {
 	LogicalDecodingContext *ctx = decoder->ctx;
 	ResourceOwner old = CurrentResourceOwner;
 	XLogRecPtr	end = GetFlushRecPtr(NULL);
 
 	CurrentResourceOwner = decoder->owner;
-	while (ctx->reader->EndRecPtr < end && (decoder->bytes < bytes || decoder->open))
+	while (ctx->reader->EndRecPtr < end && (*read < bytes || decoder->open))
 	{
 		char	   *error = NULL;
 		XLogRecord *record = XLogReadRecord(ctx->reader, &error);
@@ -256,6 +270,20 @@ migrate_decoder_read(MigrateDecoder *decoder, int64 bytes)
 	return decoder->decoded;
 }
 
+XLogRecPtr
+migrate_decoder_read(MigrateDecoder *decoder, int64 bytes)
+{
+	decoder->reading_ahead = false;
+	return read_records(decoder, &decoder->bytes, bytes);
+}
+
+XLogRecPtr
+migrate_decoder_read_ahead(MigrateDecoder *decoder, int64 bytes)
+{
+	decoder->reading_ahead = true;
+	return read_records(decoder, &decoder->ahead_bytes, bytes);
+}
+
 bool
 migrate_decoder_next(MigrateDecoder *decoder, const char **data, int *len)
 {
@@ -268,6 +296,13 @@ migrate_decoder_next(MigrateDecoder *decoder, const char **data, int *len)
 	*data = VARDATA_ANY(message);
 	*len = VARSIZE_ANY_EXHDR(message);
 	return true;
+}
+
+void
+migrate_decoder_again(MigrateDecoder *decoder)
+{
+	ExecClearTuple(decoder->slot);
+	tuplestore_rescan(decoder->store);
 }
 
 bool
@@ -283,7 +318,10 @@ migrate_decoder_forget(MigrateDecoder *decoder)
 
 	ExecClearTuple(decoder->slot);
 	tuplestore_end(decoder->store);
-	open_store(decoder);
+	decoder->store = decoder->ahead ? decoder->ahead : open_store();
+	decoder->bytes = decoder->ahead_bytes;
+	decoder->ahead = NULL;
+	decoder->ahead_bytes = 0;
 	MemoryContextSwitchTo(old);
 }
 

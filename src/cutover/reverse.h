@@ -46,12 +46,24 @@ extern void migrate_decoder_close(MigrateDecoder *decoder, bool failed);
  */
 extern XLogRecPtr migrate_decoder_read(MigrateDecoder *decoder, int64 bytes);
 
-/* The messages that were read, in order; *data lives until the next call. */
+/*
+ * The same, kept apart from the messages at hand, which may be read meanwhile:
+ * what comes after them.  One may do nothing here but say the position.
+ */
+extern XLogRecPtr migrate_decoder_read_ahead(MigrateDecoder *decoder, int64 bytes);
+
+/* The messages at hand, in order; *data lives until the next call. */
 extern bool migrate_decoder_next(MigrateDecoder *decoder, const char **data, int *len);
+
+/* From the first of them again. */
+extern void migrate_decoder_again(MigrateDecoder *decoder);
 
 extern bool migrate_decoder_empty(MigrateDecoder *decoder);
 
-/* Forget them: their effects are where they belong. */
+/*
+ * Forget them: their effects are where they belong.  At hand is then what was
+ * read ahead.
+ */
 extern void migrate_decoder_forget(MigrateDecoder *decoder);
 
 /* Nothing before it is needed any more. */
