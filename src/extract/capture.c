@@ -79,6 +79,14 @@ PGDLLEXPORT void migrate_capture_main(Datum main_arg);
  */
 #define GATHER_MS 4
 
+/*
+ * A source that has much to send sends each change by itself, and to be woken
+ * for it costs more than the change does, on both sides.  At so many bytes a ms
+ * we look only once in so many ms; what comes meanwhile fits into the socket.
+ */
+#define NAP_RATE 8192
+#define NAP_MS 1
+
 /* what libpq has received is gone through for so long before looking up, bytes */
 #define BUSY_BYTES (4 * 1024 * 1024)
 
@@ -121,6 +129,10 @@ static struct
 	TimestampTz unsaved_since;
 	bool		overdue;		/* so it was when the last commit came */
 	TimestampTz committed_at;	/* here, last */
+	/* how fast changes come: bytes since then, and the verdict of before */
+	int64		arrived;
+	TimestampTz measured_at;
+	bool		fast;
 	XLogRecPtr	received;
 	XLogRecPtr	last_end;		/* of the last commit received */
 	TimestampTz last_commit_at;
@@ -698,6 +710,7 @@ receive(void)
 		}
 		looked = false;
 		bytes += len;
+		me.arrived += len;
 		me.received_buffer = buffer;
 		commit = take(buffer, len);
 		me.received_buffer = NULL;
@@ -754,6 +767,31 @@ between(TimestampTz now)
 	}
 }
 
+/*
+ * If changes come so fast that many will be there in a moment: let them.  False
+ * when they do not.
+ */
+static bool
+nap(TimestampTz now)
+{
+	int64		us = now - me.measured_at;
+
+	if (us >= NAP_MS * 1000)
+	{
+		me.fast = me.arrived * 1000 / us > NAP_RATE;
+		if (me.arrived > 0)
+			me.last_heard = now;
+		me.arrived = 0;
+		me.measured_at = now;
+	}
+	if (!me.fast)
+		return false;
+	if (WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, NAP_MS,
+				  PG_WAIT_EXTENSION) & WL_LATCH_SET)
+		ResetLatch(MyLatch);
+	return true;
+}
+
 /* Wait for the source, the clock or somebody who wakes us. */
 static void
 wait_for_more(void)
@@ -763,7 +801,7 @@ wait_for_more(void)
 	int			events = WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH;
 	int			rc;
 
-	if (left <= 0 || me.reply_wanted)
+	if (left <= 0 || me.reply_wanted || (!me.full && nap(now)))
 		return;
 	if (me.full)
 		left = Min(left, LOOK_WHEN_FULL);
@@ -795,6 +833,8 @@ gather(void)
 
 	if (left <= 0)
 		return false;
+	if (nap(now))
+		return true;
 	rc = WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH |
 						   WL_SOCKET_READABLE, PQsocket(me.conn->pg), left, PG_WAIT_EXTENSION);
 	if (rc & WL_LATCH_SET)
