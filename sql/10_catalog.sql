@@ -190,7 +190,7 @@ CREATE TABLE migrate.dead_letter (
 	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
 	mapping_id	int NOT NULL REFERENCES migrate.mapping ON DELETE CASCADE,
 	chunk_id	bigint,
-	stage		text NOT NULL CHECK (stage IN ('read', 'map', 'write', 'index', 'apply', 'back')),
+	stage		text NOT NULL CHECK (stage IN ('read', 'map', 'write', 'index', 'apply', 'back', 'late')),
 	state		text NOT NULL DEFAULT 'open'
 				CHECK (state IN ('open', 'replayed', 'superseded', 'discarded')),
 	key			jsonb,			-- source key column -> text value

@@ -19,6 +19,8 @@ CREATE TABLE migrate.cutover (
 	digest		text NOT NULL GENERATED ALWAYS AS (encode(sha256(token::bytea), 'hex')) STORED,
 	-- of a rollback: the target is closed, it can only go on
 	closed		boolean NOT NULL DEFAULT false,
+	-- 'external': the DBA closes the source, see cutover/external.c
+	fence		text NOT NULL DEFAULT 'triggers' CHECK (fence IN ('triggers', 'external')),
 	-- the source's position under the fence, up to which all is applied
 	fence_lsn	pg_lsn,
 	-- a gate that waits for migrate_continue; when that came
@@ -63,7 +65,7 @@ COMMENT ON TABLE migrate.cutover_step IS 'the steps of a cutover as they were ta
 CREATE TABLE migrate.hook (
 	hook_id		int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
 	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
-	phase		text NOT NULL CHECK (phase IN ('before_fence', 'after_fence', 'before_open', 'after_open', 'undone')),
+	phase		text NOT NULL CHECK (phase IN ('before_fence', 'fence', 'after_fence', 'before_open', 'after_open', 'undone', 'lift')),
 	side		text NOT NULL CHECK (side IN ('source', 'target', 'gate')),
 	sql			text,
 	CHECK ((side = 'gate') = (sql IS NULL))
@@ -232,11 +234,22 @@ BEGIN
 		RETURN QUERY SELECT 'validation', format('Not found equal within the last 24 hours: %s.', what),
 			'Run migrate_validate, and migrate_repair where it finds differences.';
 	END IF;
+	IF migrate._option($1.job_id, 'fence') = 'external'
+		AND NOT EXISTS (SELECT FROM migrate.hook h WHERE h.job_id = $1.job_id AND h.phase = 'fence') THEN
+		RETURN QUERY SELECT 'fence_hook', 'Nothing says when the source is fenced: there is no hook and no gate of phase "fence".',
+			format('Close the source there with migrate_add_hook(%L, ''fence'', ''source'', ''...''), or let a gate wait for your word: migrate_add_hook(%1$L, ''fence'', ''gate''). What opens it again belongs to phase "lift".', $1.job);
+	END IF;
 	RETURN QUERY SELECT * FROM migrate._fence_obstacles($1);
 END
 $$;
 COMMENT ON FUNCTION migrate._blockers(migrate.job) IS
 'what stands in the way of a job''s cutover now, with the remedy; asks the source';
+
+CREATE FUNCTION migrate._lock_holders_sql(relations text) RETURNS text
+LANGUAGE C IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'migrate_lock_holders_sql';
+COMMENT ON FUNCTION migrate._lock_holders_sql(text) IS
+'the query for those who hold a lock in the way of the fence''s on tables (oids, as the right side of IN): pid, or gid and prepared of a prepared transaction';
 
 -- Who would keep the fence from getting its lock.
 CREATE FUNCTION migrate._fence_obstacles(j migrate.job)
@@ -257,21 +270,17 @@ BEGIN
 	SELECT q ->> 'name', q ->> 'detail', q ->> 'hint'
 	FROM migrate._remote_query($1.server, format($q$
 		WITH r AS (
-			SELECT c.oid FROM (VALUES %s) v (n, t)
+			SELECT c.oid FROM (VALUES %1$s) v (n, t)
 			JOIN pg_namespace n ON n.nspname = v.n JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = v.t
 			UNION SELECT p.relid FROM (VALUES %1$s) v (n, t)
 			JOIN pg_namespace n ON n.nspname = v.n JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = v.t
 			CROSS JOIN LATERAL pg_partition_tree(c.oid) p
 		), l AS (
-			SELECT DISTINCT l.pid, l.virtualtransaction FROM pg_locks l JOIN r ON r.oid = l.relation
-			WHERE l.locktype = 'relation' AND l.granted AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database())
-			  AND l.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+			%2$s
 		)
 		SELECT 'prepared_transaction' AS name, format('Prepared transaction %%L holds locks on the tables since %%s.', x.gid, x.prepared) AS detail,
 			   format('COMMIT PREPARED %%L, or ROLLBACK PREPARED.', x.gid) AS hint
-		FROM l JOIN pg_locks t ON l.pid IS NULL AND t.pid IS NULL AND t.virtualtransaction = l.virtualtransaction
-						  AND t.locktype = 'transactionid' AND t.mode = 'ExclusiveLock'
-		JOIN pg_prepared_xacts x ON x.transaction = t.transactionid
+		FROM l x WHERE x.gid IS NOT NULL
 		UNION ALL
 		SELECT 'long_transaction', format('Session %%s (%%s, %%s) holds locks on the tables for %%s.', a.pid, a.usename, a.state,
 										  date_trunc('second', clock_timestamp() - a.xact_start)),
@@ -279,16 +288,26 @@ BEGIN
 		FROM l JOIN pg_stat_activity a ON a.pid = l.pid
 		WHERE a.xact_start < clock_timestamp() - interval '5 seconds' AND a.backend_type = 'client backend'
 		UNION ALL
+		SELECT 'fence_privilege', format('Role %%I may not make the fence: it %%s.', current_user, x.lacks),
+			   x.remedy || ' Or fence the source by your own means: option fence ''external''.'
+		FROM (SELECT concat_ws(', and ', CASE WHEN NOT has_database_privilege(current_database(), 'CREATE') THEN 'may not create a schema' END,
+							   CASE WHEN count(*) > 0 THEN 'does not own ' || string_agg(c.oid::regclass::text, ', ' ORDER BY c.oid::regclass::text) END) AS lacks,
+					 concat_ws(' ', 'On the source:', CASE WHEN NOT has_database_privilege(current_database(), 'CREATE')
+														   THEN format('GRANT CREATE ON DATABASE %%I TO %%I;', current_database(), current_user) END,
+							   string_agg(DISTINCT format('GRANT %%I TO %%I;', pg_get_userbyid(c.relowner), current_user), ' ')) AS remedy
+			  FROM r JOIN pg_class c ON c.oid = r.oid WHERE NOT pg_has_role(c.relowner, 'USAGE')) x
+		WHERE x.lacks <> '' AND %3$L <> 'external'
+		UNION ALL
 		SELECT 'wraparound_vacuum', format('Process %%s: %%s.', a.pid, a.query), 'It does not yield to a lock; wait until it has ended.'
 		FROM l JOIN pg_stat_activity a ON a.pid = l.pid
 		WHERE a.backend_type = 'autovacuum worker' AND a.query LIKE '%%(to prevent wraparound)%%'
-	$q$, tables)) q;
+	$q$, tables, migrate._lock_holders_sql('SELECT r.oid FROM r'), migrate._option($1.job_id, 'fence'))) q;
 EXCEPTION WHEN OTHERS THEN
 	RETURN QUERY SELECT 'source', SQLERRM, 'The source must answer for a cutover.';
 END
 $$;
 COMMENT ON FUNCTION migrate._fence_obstacles(migrate.job) IS
-'transactions and processes on the source that would hold up the lock of the fence';
+'transactions and processes on the source that would hold up the lock of the fence, and privileges for it that are missing there';
 
 -- What is looked at under the fence, within the pause; an error undoes it.
 CREATE FUNCTION migrate._cutover_check(job_id int) RETURNS void
@@ -352,8 +371,12 @@ BEGIN
 			HINT = 'See migrate.cutover_steps.';
 	END IF;
 	PERFORM migrate._require_switchable($1, $2);
-	INSERT INTO migrate.cutover AS c (job_id, direction, stop_before, max_downtime_ms, overrides)
+	INSERT INTO migrate.cutover AS c (job_id, direction, stop_before, max_downtime_ms, fence, overrides)
 	SELECT $1.job_id, $2, $4, extract(epoch FROM $3) * 1000,
+		   -- a rollback lifts what its cutover has closed
+		   CASE $2 WHEN 'forward' THEN migrate._option($1.job_id, 'fence')
+				   ELSE (SELECT f.fence FROM migrate.cutover f WHERE f.job_id = $1.job_id AND f.direction = 'forward' AND f.state = 'done'
+						 ORDER BY f.cutover_id DESC LIMIT 1) END,
 		   coalesce((SELECT jsonb_object_agg(a.object, a.reason) FROM migrate.acceptance a
 					 WHERE a.job_id = $1.job_id AND a.check_name = CASE $2 WHEN 'forward' THEN 'cutover' ELSE 'rollback' END), '{}')
 	RETURNING c.cutover_id INTO id;
@@ -554,7 +577,7 @@ AS $$
 #variable_conflict use_column
 DECLARE
 	j		migrate.job := migrate._job($1);
-	phases	text[] := '{before_fence,after_fence,before_open,after_open,undone}';
+	phases	text[] := '{before_fence,fence,after_fence,before_open,after_open,undone,lift}';
 	id		int;
 BEGIN
 	IF $2 IS NULL OR $2 <> ALL (phases) THEN
@@ -573,7 +596,7 @@ BEGIN
 END
 $$;
 COMMENT ON FUNCTION @extschema@.migrate_add_hook(text, text, text, text) IS
-'run a statement at a phase of the cutover (before_fence, after_fence, before_open, after_open, undone) on side source or target, as the owner; side gate waits there for migrate_continue. Returns its number. Errors: 22023';
+'run a statement at a phase of the cutover (before_fence, after_fence, before_open, after_open, undone; with fence => ''external'' also fence and lift, which close and open the source) on side source or target, as the owner; side gate waits there for migrate_continue. Returns its number. Errors: 22023';
 
 CREATE FUNCTION @extschema@.migrate_remove_hook(job text, hook int) RETURNS void
 LANGUAGE plpgsql VOLATILE
@@ -603,7 +626,7 @@ COMMENT ON VIEW migrate.cutover_steps IS
 'the steps of every cutover and rehearsal with their durations; in_pause: the application waits meanwhile; pause: how long in all';
 
 CREATE VIEW migrate.cutovers WITH (security_invoker = true) AS
-	SELECT j.job, c.cutover_id, c.direction, c.stop_before, c.state, c.gate, c.overrides,
+	SELECT j.job, c.cutover_id, c.direction, c.fence, c.stop_before, c.state, c.gate, c.overrides,
 		   make_interval(secs => c.max_downtime_ms / 1000.0) AS max_downtime, c.pause, c.sqlstate, c.error,
 		   c.asked_by, c.asked_at, c.started_at, c.ended_at
 	FROM migrate.cutover c

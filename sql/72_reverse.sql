@@ -211,6 +211,44 @@ COMMENT ON FUNCTION @extschema@.migrate_set_inverse(text, text, regprocedure, te
 'how rows of a target go back: a function from the target''s row to a row of the source''s foreign table. Errors: 42704 unknown job or target; those of a mapping function that does not fit';
 
 /*
+ * The same on the source, before it is cut over; nothing when it does not answer,
+ * which others say.
+ */
+CREATE FUNCTION migrate._reverse_source_obstacles(job_id int) RETURNS TABLE (object text, detail text)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	j		migrate.job;
+	tables	text;
+BEGIN
+	SELECT * INTO j FROM migrate.job x WHERE x.job_id = $1 AND x.state NOT IN ('cut_over', 'rolling_back', 'finished');
+	SELECT string_agg(format('(%L, %L)', s.remote_schema, s.remote_table), ', ') INTO tables
+	FROM migrate.source_table s WHERE s.job_id = j.job_id AND s.remote_table IS NOT NULL;
+	IF tables IS NULL THEN
+		RETURN;
+	END IF;
+	RETURN QUERY
+	SELECT q ->> 'object', q ->> 'detail'
+	FROM migrate._remote_query(j.server, format($q$
+		SELECT 'source_privilege' AS object, format('role %%I may not write to %%s on the source: GRANT INSERT, UPDATE, DELETE',
+													current_user, string_agg(c.oid::regclass::text, ', ' ORDER BY c.oid::regclass::text)) AS detail
+		FROM (VALUES %s) v (n, t)
+		JOIN pg_namespace n ON n.nspname = v.n JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = v.t
+		WHERE NOT (has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE'))
+		HAVING count(*) > 0
+		UNION ALL
+		SELECT 'source_version', 'in the stream of a source before version 14 what goes back cannot be told from what others write: use fence triggers'
+		WHERE current_setting('server_version_num')::int < 140000 AND %L = 'external'
+	$q$, tables, migrate._option(j.job_id, 'fence'))) q;
+EXCEPTION WHEN OTHERS THEN
+	NULL;
+END
+$$;
+COMMENT ON FUNCTION migrate._reverse_source_obstacles(int) IS 'what keeps changes of a job''s targets from being written to the source';
+
+/*
  * What the way back needs and has not, a row an obstacle.
  */
 CREATE FUNCTION migrate._reverse_obstacles(job_id int) RETURNS TABLE (object text, detail text)
@@ -230,6 +268,8 @@ AS $$
 	SELECT 'slot', coalesce(r.error, 'no way back was armed when the target was opened')
 	FROM migrate.job j LEFT JOIN migrate.reverse r USING (job_id)
 	WHERE j.job_id = $1 AND j.state IN ('cut_over', 'rolling_back') AND coalesce(r.state, 'lost') = 'lost'
+	UNION ALL
+	SELECT o.object, o.detail FROM migrate._reverse_source_obstacles($1) o
 	UNION ALL
 	SELECT m.target, i.obstacle
 	FROM migrate.inverse i JOIN migrate.mapping m USING (mapping_id)

@@ -763,6 +763,8 @@ typedef struct MigrateLive
 {
 	int			apply_pid;		/* 0: none */
 	XLogRecPtr	applied_lsn;
+	XLogRecPtr	changed_lsn;	/* commit of the last that changed the job's
+								 * tables; set before it is applied */
 	TimestampTz commit_at;		/* source time of the last applied commit */
 	TimestampTz applied_at;		/* when that was applied here */
 	int64		transactions;	/* since its start */

@@ -50,12 +50,16 @@
 
 #include "control/job_worker.h"
 #include "cutover/driver.h"
+#include "cutover/external.h"
 #include "cutover/reverse.h"
 #include "extract/extract.h"
 #include "load/apply.h"
 
 /* how long the reverse and apply workers may take to leave, ms */
 #define LEAVE_PATIENCE 10000
+
+/* how long the fence's rollback may take before its connection is closed, ms */
+#define UNDO_PATIENCE 1000
 
 /* P33: the fence is looked for so often while cut over, ms */
 #define FENCE_WATCH 10000
@@ -148,10 +152,15 @@ step_prechecks(Cutover *c)
 	MemoryContextSwitchTo(c->row->mcxt);
 	c->conn = migrate_connect(c->job->server, c->job->owner, c->job->name, "cutover",
 							  c->job->connect_timeout_s);
-	c->fence_conn = migrate_connect(c->job->server, c->job->owner, c->job->name, MIGRATE_FENCE_ROLE,
-									c->job->connect_timeout_s);
-	c->fence = migrate_fence_create(c->job, c->fence_conn);
-	migrate_fence_record(c->fence);
+	if (c->row->external)
+		c->fence = migrate_fence_create(c->job, c->conn);
+	else
+	{
+		c->fence_conn = migrate_connect(c->job->server, c->job->owner, c->job->name, MIGRATE_FENCE_ROLE,
+										c->job->connect_timeout_s);
+		c->fence = migrate_fence_create(c->job, c->fence_conn);
+		migrate_fence_record(c->fence);
+	}
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(c->row->mcxt);
 	if (c->fence->nleaves == 0)
@@ -238,6 +247,8 @@ step_arm(Cutover *c)
 	int			made = 0;
 	char	   *blockers;
 
+	if (c->row->external)
+		return pstrdup("nothing, the source is fenced by other means");
 	for (int tries = 1; !migrate_fence_arm(c->fence, c->row->lock_ms, &made, &blockers); tries++)
 		migrate_cutover_try_again(c, "source", begin, tries, &pause, blockers);
 	return psprintf("%d tables got triggers", made);
@@ -338,10 +349,12 @@ lock_source(Cutover *c, char **blockers)
 		if (n > 0)
 			migrate_cutover_doze(CUTOVER_SHORT_PAUSE);
 		c->paused_at = GetCurrentTimestamp();
+		migrate_remote_deadline = TimestampTzPlusMilliseconds(c->paused_at, c->row->max_downtime_ms);
 		if (migrate_fence_lock(c->fence, Min(migrate_cutover_patience(c, n), c->row->max_downtime_ms),
 							   c->row->max_downtime_ms, n == CUTOVER_SHORT_TRIES ? blockers : NULL))
 			return true;
 		c->paused_at = 0;
+		migrate_remote_deadline = 0;
 	}
 	return false;
 }
@@ -358,6 +371,8 @@ step_fence(Cutover *c)
 	int			tries = 1;
 	char	   *blockers;
 
+	if (c->row->external)
+		return migrate_external_fence(c);
 	for (; !lock_source(c, &blockers); tries++)
 		migrate_cutover_try_again(c, "source", begin, tries, &pause, blockers);
 	migrate_fault("cutover-locked");
@@ -368,7 +383,8 @@ step_fence(Cutover *c)
 static char *
 step_drain(Cutover *c)
 {
-	XLogRecPtr	lsn = migrate_cutover_source_position(c->fence_conn);
+	XLogRecPtr	lsn = c->row->external ? c->fence_lsn :
+	migrate_cutover_source_position(c->fence_conn);
 
 	migrate_cutover_force_flush(c->conn);
 	wait_applied(c, lsn);
@@ -501,9 +517,11 @@ step_check(Cutover *c)
 	MemoryContext mcxt = CurrentMemoryContext;
 
 	migrate_cutover_stop_apply(c);
+	if (c->row->external)
+		migrate_external_check(c);
 	lock_targets(c);
 	StartTransactionCommand();
-	migrate_drift_refuse(c->job, NIL, c->fence_conn);
+	migrate_drift_refuse(c->job, NIL, c->row->external ? c->conn : c->fence_conn);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(mcxt);
 	(void) migrate_cutover_call(c->row, "SELECT 0 FROM migrate._cutover_check($1)");
@@ -525,6 +543,13 @@ static char *
 step_commit(Cutover *c)
 {
 	migrate_cutover_deadline(c);
+	if (c->row->external)
+	{
+		migrate_fault("cutover-commit");
+		migrate_external_verify(c);
+		migrate_cutover_deadline(c);
+		return NULL;
+	}
 	c->committing = true;
 	migrate_fault("cutover-commit");
 	migrate_fence_commit(c->fence);
@@ -542,6 +567,7 @@ static char *
 step_open(Cutover *c)
 {
 	migrate_cutover_open(c->row, c->paused_at);
+	migrate_remote_deadline = 0;
 	unlock_targets();
 	migrate_fault("cutover-opened");
 	return NULL;
@@ -575,14 +601,17 @@ static const struct
  * ----------------------------------------------------------------
  */
 
-/* The rehearsal ends before the commit: with it the source would be closed. */
+/*
+ * The rehearsal ends before the commit: with it the source would be closed,
+ * unless that is not ours to do.
+ */
 static bool
 stops_before(Cutover *c, const char *step)
 {
 	const char *at = c->row->stop_before;
 
 	return at && (strcmp(at, step) == 0 ||
-				  (strcmp(at, "open") == 0 && strcmp(step, "commit") == 0));
+				  (strcmp(at, "open") == 0 && strcmp(step, "commit") == 0 && !c->row->external));
 }
 
 void
@@ -607,7 +636,8 @@ run_steps(Cutover *c)
 			return false;
 		migrate_cutover_run_hooks(c, steps[i].hook_before);
 		migrate_cutover_step_begin(c->row, steps[i].name, steps[i].in_pause,
-								   steps[i].run == step_commit);
+								   steps[i].run == step_commit ||
+								   (c->row->external && steps[i].run == step_fence));
 		migrate_fault(psprintf("cutover-%s", steps[i].name));
 		detail = steps[i].run(c);
 		migrate_cutover_step_end(c->row, "done", detail);
@@ -685,16 +715,42 @@ migrate_cutover_tidy(MigrateJob *job)
 	return true;
 }
 
+/*
+ * The source is open when it has answered.  One that does not is left to itself:
+ * it finds our connection closed, or the transaction idle for too long.
+ */
+static void
+roll_back_fence(Cutover *c)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+
+	migrate_remote_deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), UNDO_PATIENCE);
+	PG_TRY();
+	{
+		migrate_fence_rollback(c->fence);
+	}
+	PG_CATCH();
+	{
+		FreeErrorData(migrate_recover(mcxt));
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(mcxt);
+	migrate_remote_deadline = 0;
+}
+
 /* Undone: what is left to say.  The source is open again at the latest now. */
 static void
 give_up(Cutover *c, ErrorData *edata)
 {
 	TimestampTz paused_at = c->paused_at;
 
+	migrate_remote_deadline = 0;
 	if (c->fence_conn && c->fence && c->paused_at != 0)
-		migrate_fence_rollback(c->fence);
+		roll_back_fence(c);
 	migrate_cutover_hang_up(c);
 	unlock_targets();
+	if (c->row->external && migrate_external_begun(c))
+		migrate_external_lift(c);
 	migrate_cutover_undone(c->row, edata, paused_at);
 	migrate_cutover_disarm_reverse(c);
 	migrate_cutover_hooks(c->row, "undone", NULL, 0);
@@ -747,6 +803,7 @@ migrate_cutover_turn(MigrateJob *job)
 	volatile bool done = false;
 
 	may_be_left = true;
+	migrate_remote_deadline = 0;
 	c.row = migrate_cutover_load(job);
 	if (c.row == NULL)
 	{
@@ -759,7 +816,7 @@ migrate_cutover_turn(MigrateJob *job)
 		migrate_rollback_turn(&c);
 		return;
 	}
-	if (c.row->commit_begun)
+	if (c.row->commit_begun && !c.row->external)
 	{
 		settle(&c, NULL);
 		return;
@@ -779,6 +836,7 @@ migrate_cutover_turn(MigrateJob *job)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(mcxt);
+	migrate_remote_deadline = 0;
 	if (done)
 	{
 		migrate_cutover_run_hooks(&c, "after_open");
@@ -814,7 +872,7 @@ there_is_a_way_back(MigrateJob *job)
 
 /* Is the source fenced by the cutover that opened us?  NULL: no such cutover. */
 static char *
-fence_digest_of(MigrateJob *job)
+fence_digest_of(MigrateJob *job, bool *external)
 {
 	MemoryContext mcxt = CurrentMemoryContext;
 	Oid			type = INT4OID;
@@ -822,12 +880,15 @@ fence_digest_of(MigrateJob *job)
 	char	   *digest = NULL;
 
 	migrate_spi_begin();
-	migrate_spi_exec("SELECT digest FROM migrate.cutover WHERE job_id = $1"
+	migrate_spi_exec("SELECT digest, (fence = 'external')::int FROM migrate.cutover WHERE job_id = $1"
 					 " AND direction = 'forward' AND state = 'done'"
 					 " ORDER BY cutover_id DESC LIMIT 1",
 					 1, &type, &value, NULL, SPI_OK_SELECT);
 	if (SPI_processed > 0)
+	{
 		digest = MemoryContextStrdup(mcxt, migrate_spi_text(0, 0));
+		*external = migrate_spi_int64(0, 1, 0) != 0;
+	}
 	migrate_spi_end();
 	MemoryContextSwitchTo(mcxt);
 	return digest;
@@ -864,8 +925,8 @@ spooled_position(MigrateJob *job, XLogRecPtr *lsn, int64 *seq)
  * P30: what has come from a source that is fenced is what we brought there.  It
  * is passed over, or it would stay in the spool until a rollback.
  */
-static void
-pass_over(MigrateJob *job, XLogRecPtr lsn, int64 seq)
+void
+migrate_cutover_pass_over(MigrateJob *job, XLogRecPtr lsn, int64 seq)
 {
 	Oid			types[] = {INT4OID, LSNOID, INT8OID};
 	Datum		values[] = {Int32GetDatum(job->job_id), LSNGetDatum(lsn), Int64GetDatum(seq)};
@@ -891,27 +952,39 @@ tell_fence(MigrateJob *job, bool there)
 					  "the fence is not on the source any more: both sides may be written to");
 }
 
+/* P33, of a fence of ours */
+static void
+look_for_fence(MigrateJob *job, MigrateFence *fence, const char *digest)
+{
+	XLogRecPtr	lsn;
+	int64		seq;
+	bool		passed = spooled_position(job, &lsn, &seq);
+	bool		there = migrate_fence_look(fence, digest) == MIGRATE_FENCE_CLOSED;
+
+	tell_fence(job, there);
+	if (there && passed)
+		migrate_cutover_pass_over(job, lsn, seq);
+}
+
 /* P33; a connection of its own, so that nothing is kept over days. */
 static pg_noinline void
 watch_fence(MigrateJob *job)
 {
+	bool		external = false;
 	char	   *digest;
 
 	StartTransactionCommand();
-	digest = fence_digest_of(job);
+	digest = fence_digest_of(job, &external);
 	if (digest)
 	{
 		MigrateConn *conn = migrate_connect(job->server, job->owner, job->name, "watch",
 											job->connect_timeout_s);
 		MigrateFence *fence = migrate_fence_create(job, conn);
-		XLogRecPtr	lsn;
-		int64		seq;
-		bool		passed = spooled_position(job, &lsn, &seq);
-		bool		there = migrate_fence_look(fence, digest) == MIGRATE_FENCE_CLOSED;
 
-		tell_fence(job, there);
-		if (there && passed)
-			pass_over(job, lsn, seq);
+		if (external)
+			migrate_external_watch(job, fence, digest);
+		else
+			look_for_fence(job, fence, digest);
 		migrate_disconnect(conn);
 	}
 	CommitTransactionCommand();

@@ -5,6 +5,7 @@
  *
  *	  fence.c		the source: triggers that refuse writes, and the one
  *					transaction that owns the fence until it commits
+ *	  external.c	the same where the DBA fences by other means
  *	  guard.c		the target: refuses writes that are not migrate's until it
  *					is opened
  *	  steps.c		the recorded list of steps, hooks and gates
@@ -31,6 +32,7 @@ typedef struct MigrateFence
 	char	   *trigger;		/* names, quoted as schema is */
 	char	   *truncate_trigger;
 	List	   *relations;		/* char *, quoted; those with rows first */
+	List	   *sources;		/* the MigrateSource of each */
 	int			nleaves;		/* of them, those that hold rows */
 } MigrateFence;
 
@@ -59,7 +61,9 @@ extern void migrate_fence_record(MigrateFence *fence);
 extern bool migrate_fence_arm(MigrateFence *fence, int lock_ms, int *made, char **blockers);
 
 /* who is in the way of locks on tables, by oid; see fence.c */
+extern char *migrate_holders_query(const char *relations, const char *modes);
 extern char *migrate_blockers_query(const char *relations);
+extern char *migrate_fence_writers(MigrateFence *fence);
 
 #define MIGRATE_NO_BLOCKER "somebody who has ended since"
 

@@ -22,6 +22,8 @@ typedef struct Cutover
 	MigrateFence *fence;
 	TimestampTz paused_at;		/* the application waits since; 0: it does not */
 	bool		committing;		/* COMMIT may have been sent */
+	XLogRecPtr	fence_lsn;		/* external: the source's position when it was
+								 * fenced */
 } Cutover;
 
 /* in cutover.c */
@@ -38,6 +40,8 @@ extern void migrate_cutover_try_again(Cutover *c, const char *side, TimestampTz 
 									  int tries, long *pause, const char *blockers);
 extern void migrate_cutover_force_flush(MigrateConn *conn);
 extern void migrate_cutover_disarm_reverse(Cutover *c);
+
+extern void migrate_cutover_pass_over(MigrateJob *job, XLogRecPtr lsn, int64 seq);
 
 /* in rollback.c */
 extern void migrate_rollback_turn(Cutover *c);

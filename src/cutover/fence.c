@@ -49,6 +49,10 @@
 
 #define FENCE_FUNCTION "migrate_fence"
 
+/* modes of locks that are in the way of the fence's */
+#define FENCE_CONFLICTS "'RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock'," \
+	" 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock'"
+
 /* in the function's body, behind a comment: how it is recognised */
 #define FENCE_MARK "migrate fence closed by "
 
@@ -85,6 +89,17 @@ sources_of(MigrateJob *job)
 	return sources;
 }
 
+static void
+add_relation(List **names, List **sources, MigrateRelation *rel, MigrateSource *source)
+{
+	String	   *name = makeString(rel->name);
+
+	if (list_member(*names, name))
+		return;
+	*names = lappend(*names, name);
+	*sources = lappend(*sources, source);
+}
+
 /*
  * All tables below the source tables, as they are there now: those that hold
  * rows first, then the partitioned ones, whose lock keeps new partitions out.
@@ -94,6 +109,7 @@ find_relations(MigrateFence *fence, List *sources)
 {
 	StringInfoData values;
 	List	   *roots = NIL;
+	List	   *root_sources = NIL;
 	PGresult   *res;
 	ListCell   *lc;
 
@@ -110,13 +126,14 @@ find_relations(MigrateFence *fence, List *sources)
 		MigrateRelation *rel = migrate_tree_relation(res, row, &id);
 
 		if (rel->relkind == RELKIND_RELATION)
-			fence->relations = list_append_unique(fence->relations, makeString(rel->name));
+			add_relation(&fence->relations, &fence->sources, rel, list_nth(sources, id));
 		else if (rel->relkind == RELKIND_PARTITIONED_TABLE)
-			roots = list_append_unique(roots, makeString(rel->name));
+			add_relation(&roots, &root_sources, rel, list_nth(sources, id));
 	}
 	PQclear(res);
 	fence->nleaves = list_length(fence->relations);
 	fence->relations = list_concat(fence->relations, roots);
+	fence->sources = list_concat(fence->sources, root_sources);
 }
 
 static const char *
@@ -268,44 +285,86 @@ armed_relations(MigrateFence *fence)
 }
 
 /*
- * The question who holds a lock that is in the way of closing tables, for
- * people; null: nobody.  relations: oids, as the right side of IN.
+ * Who holds a lock on tables, in one of the modes: pid, or the name of a
+ * prepared transaction and when it was prepared.  relations: oids, modes: names,
+ * each as the right side of IN.
  */
 char *
-migrate_blockers_query(const char *relations)
+migrate_holders_query(const char *relations, const char *modes)
 {
-	return psprintf("SELECT pg_catalog.string_agg(DISTINCT CASE"
-					"  WHEN a.pid IS NULL THEN pg_catalog.format('prepared transaction %%L', x.gid)"
-					"  WHEN a.xact_start IS NULL THEN pg_catalog.format('pid %%s (%%s; more is seen with pg_read_all_stats)', a.pid, a.usename)"
-					"  ELSE pg_catalog.format('pid %%s (%%s, %%s, transaction %%s old%%s)', a.pid, a.usename, a.state,"
-					"   pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - a.xact_start),"
-					"   CASE a.backend_type WHEN 'client backend' THEN '' ELSE ', ' || a.backend_type END) END, '; ')"
+	return psprintf("SELECT DISTINCT l.pid, x.gid, x.prepared"
 					" FROM pg_catalog.pg_locks l"
-					" LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = l.pid"
 					" LEFT JOIN pg_catalog.pg_locks t ON l.pid IS NULL AND t.pid IS NULL"
 					"  AND t.virtualtransaction = l.virtualtransaction AND t.locktype = 'transactionid' AND t.mode = 'ExclusiveLock'"
 					" LEFT JOIN pg_catalog.pg_prepared_xacts x ON x.transaction = t.transactionid"
 					" WHERE l.locktype = 'relation' AND l.granted"
 					" AND l.database = (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())"
-					" AND l.relation IN (%s)"
-					" AND l.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareLock',"
-					"  'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')"
-					" AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()", relations);
+					" AND l.relation IN (%s) AND l.mode IN (%s)"
+					" AND l.pid IS DISTINCT FROM pg_catalog.pg_backend_pid()", relations, modes);
+}
+
+/* migrate._lock_holders_sql(relations): those in the way of the fence */
+PG_FUNCTION_INFO_V1(migrate_lock_holders_sql);
+PGDLLEXPORT Datum
+migrate_lock_holders_sql(PG_FUNCTION_ARGS)
+{
+	char	   *relations = text_to_cstring(PG_GETARG_TEXT_PP(0));
+
+	PG_RETURN_TEXT_P(cstring_to_text(migrate_holders_query(relations, FENCE_CONFLICTS)));
+}
+
+/*
+ * Holders of such locks, for people; null: nobody.
+ */
+static char *
+holders_names_query(const char *relations, const char *modes)
+{
+	return psprintf("SELECT pg_catalog.string_agg(DISTINCT CASE"
+					"  WHEN h.gid IS NOT NULL THEN pg_catalog.format('prepared transaction %%L', h.gid)"
+					"  WHEN a.xact_start IS NULL THEN pg_catalog.format('pid %%s (%%s; more is seen with pg_read_all_stats)', a.pid, a.usename)"
+					"  ELSE pg_catalog.format('pid %%s (%%s, %%s, transaction %%s old%%s)', a.pid, a.usename, a.state,"
+					"   pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() - a.xact_start),"
+					"   CASE a.backend_type WHEN 'client backend' THEN '' ELSE ', ' || a.backend_type END) END, '; ')"
+					" FROM (%s) h LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = h.pid"
+					" WHERE h.gid IS NOT NULL OR a.pid IS NOT NULL",
+					migrate_holders_query(relations, modes));
+}
+
+/* The question who holds a lock that is in the way of closing tables. */
+char *
+migrate_blockers_query(const char *relations)
+{
+	return holders_names_query(relations, FENCE_CONFLICTS);
+}
+
+/* The fence's tables, as the right side of IN. */
+static char *
+relations_list(MigrateFence *fence)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = 0; i < list_length(fence->relations); i++)
+		appendStringInfo(&list, "%s%s", i > 0 ? ", " : "",
+						 quote_literal_cstr(relation_name(fence, i)));
+	return psprintf("SELECT pg_catalog.unnest(ARRAY[%s]::pg_catalog.regclass[])::pg_catalog.oid",
+					list.data);
+}
+
+/* Who is about to write to the source's tables, for people; NULL: nobody. */
+char *
+migrate_fence_writers(MigrateFence *fence)
+{
+	return migrate_exec_value(fence->conn,
+							  holders_names_query(relations_list(fence), "'RowExclusiveLock'"));
 }
 
 /* Who is in our way on the source; asked after we have let go. */
 static char *
 name_blockers(MigrateFence *fence)
 {
-	StringInfoData list;
-	PGresult   *res;
+	PGresult   *res = migrate_exec_try(fence->conn, migrate_blockers_query(relations_list(fence)));
 
-	initStringInfo(&list);
-	for (int i = 0; i < list_length(fence->relations); i++)
-		appendStringInfo(&list, "%s%s", i > 0 ? ", " : "",
-						 quote_literal_cstr(relation_name(fence, i)));
-	res = migrate_exec_try(fence->conn, migrate_blockers_query(psprintf("SELECT pg_catalog.unnest(ARRAY[%s]::pg_catalog.regclass[])::pg_catalog.oid",
-																		list.data)));
 	if (!migrate_result_ok(res) || PQgetisnull(res, 0, 0))
 		return pstrdup(MIGRATE_NO_BLOCKER);
 	return migrate_result_value(res, 0, 0);

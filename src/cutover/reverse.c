@@ -45,6 +45,7 @@
 
 #include "control/control.h"
 #include "cutover/cutover.h"
+#include "cutover/external.h"
 #include "cutover/reverse.h"
 #include "cutover/reverse_table.h"
 #include "extract/extract.h"
@@ -69,6 +70,8 @@ typedef struct ReverseWorker
 	char	   *publication;
 	char	   *slot;
 	char	   *token;			/* of the fence that we write past */
+	char	   *mark;			/* of our transactions there, a call; NULL:
+								 * none */
 	XLogRecPtr	open_lsn;		/* invalid: not opened */
 	int64		max_wal;		/* 0: no limit */
 	MigrateConn *conn;
@@ -176,6 +179,7 @@ load_rows(void)
 {
 	MemoryContext old = MemoryContextSwitchTo(worker.session);
 	bool		found;
+	char	   *digest;
 
 	worker.job = migrate_job_load(worker.job_id);
 	if (worker.job == NULL)
@@ -187,7 +191,9 @@ load_rows(void)
 	exec_for_job("SELECT r.publication, r.slot, r.state, coalesce(r.open_lsn, '0/0'),"
 				 " (SELECT c.token FROM migrate.cutover c WHERE c.job_id = $1 AND c.direction = 'forward'"
 				 "  ORDER BY c.cutover_id DESC LIMIT 1),"
-				 " migrate._option($1, 'max_target_wal')"
+				 " migrate._option($1, 'max_target_wal'),"
+				 " (SELECT c.digest FROM migrate.cutover c WHERE c.job_id = $1 AND c.direction = 'forward'"
+				 "  AND c.fence = 'external' ORDER BY c.cutover_id DESC LIMIT 1)"
 				 " FROM migrate.reverse r WHERE r.job_id = $1 AND r.state <> 'lost'", SPI_OK_SELECT);
 	found = SPI_processed == 1;
 	if (found)
@@ -201,6 +207,8 @@ load_rows(void)
 													SPI_tuptable->tupdesc, 4, &isnull));
 		worker.token = migrate_spi_text(0, 4);
 		worker.max_wal = migrate_spi_int64(0, 5, 0);
+		digest = migrate_spi_text(0, 6);
+		worker.mark = digest ? migrate_external_mark(digest) : NULL;
 	}
 	migrate_spi_end();
 	MemoryContextSwitchTo(old);
@@ -509,8 +517,9 @@ begin_on_source(void)
 	PQclear(migrate_exec(worker.conn,
 						 psprintf("BEGIN; SET LOCAL synchronous_commit = on;"
 								  " SELECT pg_catalog.pg_advisory_xact_lock("
-								  "pg_catalog.hashtextextended(%s, 0))",
-								  quote_literal_cstr(worker.slot))));
+								  "pg_catalog.hashtextextended(%s, 0)%s",
+								  quote_literal_cstr(worker.slot),
+								  worker.mark ? psprintf("), %s", worker.mark) : ")")));
 }
 
 /*

@@ -47,6 +47,7 @@
 
 #include "control/job_worker.h"
 #include "cutover/driver.h"
+#include "cutover/external.h"
 #include "cutover/reverse.h"
 #include "extract/extract.h"
 #include "load/apply.h"
@@ -83,7 +84,20 @@ exec_int(const char *sql, int arg, int expected)
  * ----------------------------------------------------------------
  */
 
-/* The source must be fenced by the cutover that we go back from. */
+/* The digest of the cutover that we go back from; NULL: none. */
+static char *
+forward_digest(Cutover *c)
+{
+	char	   *digest;
+
+	exec_int("SELECT digest FROM migrate.cutover WHERE job_id = $1 AND direction = 'forward'"
+			 " AND state = 'done' ORDER BY cutover_id DESC LIMIT 1",
+			 c->job->job_id, SPI_OK_SELECT);
+	digest = SPI_processed > 0 ? migrate_spi_text(0, 0) : NULL;
+	return digest ? MemoryContextStrdup(c->row->mcxt, digest) : NULL;
+}
+
+/* The source must be fenced by that cutover; check() looks where it is not ours. */
 static void
 prechecks(Cutover *c)
 {
@@ -91,13 +105,12 @@ prechecks(Cutover *c)
 
 	StartTransactionCommand();
 	migrate_spi_begin();
-	exec_int("SELECT digest FROM migrate.cutover WHERE job_id = $1 AND direction = 'forward'"
-			 " AND state = 'done' ORDER BY cutover_id DESC LIMIT 1",
-			 c->job->job_id, SPI_OK_SELECT);
-	digest = SPI_processed > 0 ? MemoryContextStrdup(c->row->mcxt, migrate_spi_text(0, 0)) : NULL;
+	digest = forward_digest(c);
 	migrate_spi_end();
 	CommitTransactionCommand();
 	migrate_cutover_connect(c);
+	if (c->row->external && digest != NULL)
+		return;
 	if (digest == NULL || migrate_fence_look(c->fence, digest) != MIGRATE_FENCE_CLOSED)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -285,7 +298,10 @@ close_target(Cutover *c)
 		StartTransactionCommand();
 		migrate_spi_begin();
 		if (try_to_close(c))
+		{
+			migrate_remote_deadline = TimestampTzPlusMilliseconds(c->paused_at, c->row->max_downtime_ms);
 			return;
+		}
 		blockers = name_blockers(c);
 		migrate_spi_end();
 		CommitTransactionCommand();
@@ -306,21 +322,37 @@ sequences_back(Cutover *c)
 		PQclear(migrate_exec(c->conn, query));
 }
 
+/* Open letters of a stage that were not accepted for this rollback. */
+static int64
+open_letters(Cutover *c, const char *stage)
+{
+	exec_int(psprintf("SELECT count(*) FROM migrate.dead_letter d WHERE d.job_id = $1 AND d.state = 'open' AND d.stage = %s"
+					  " AND NOT EXISTS (SELECT FROM migrate.acceptance a"
+					  "  WHERE a.job_id = $1 AND a.check_name = 'rollback' AND a.object = 'dead_letters')",
+					  quote_literal_cstr(stage)),
+			 c->job->job_id, SPI_OK_SELECT);
+	return migrate_spi_int64(0, 0, 0);
+}
+
 static void
 check(Cutover *c)
 {
-	int64		n;
+	int64		n = open_letters(c, "back");
 
-	exec_int("SELECT count(*) FROM migrate.dead_letter d WHERE d.job_id = $1 AND d.state = 'open' AND d.stage = 'back'"
-			 " AND NOT EXISTS (SELECT FROM migrate.acceptance a"
-			 "  WHERE a.job_id = $1 AND a.check_name = 'rollback' AND a.object = 'dead_letters')",
-			 c->job->job_id, SPI_OK_SELECT);
-	n = migrate_spi_int64(0, 0, 0);
 	if (n > 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("%lld rows could not go back to the source", (long long) n),
 				 errhint("See migrate.dead_letters, stage \"back\"; pass over them, on record, with migrate_accept(job, 'rollback', 'dead_letters', reason).")));
+	if (!c->row->external)
+		return;
+	n = open_letters(c, "late");
+	if (n > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%lld rows were written on the source while the target led", (long long) n),
+				 errhint("See migrate.dead_letters, stage \"late\"; discard them, or pass over them, on record, with migrate_accept(job, 'rollback', 'dead_letters', reason), and replay them after the rollback.")));
+	migrate_external_verify_back(c, forward_digest(c));
 }
 
 /*
@@ -381,6 +413,7 @@ close_and_drain(Cutover *c)
 	ForceSyncCommit();
 	migrate_cutover_deadline(c);
 	CommitTransactionCommand();
+	migrate_remote_deadline = 0;
 	MemoryContextSwitchTo(c->row->mcxt);
 	migrate_fault("rollback-closed");
 }
@@ -397,7 +430,10 @@ lift(Cutover *c)
 	if (c->conn == NULL)
 		migrate_cutover_connect(c);
 	migrate_cutover_step_begin(c->row, "lift", true, false);
-	migrate_fence_lift(c->fence);
+	if (c->row->external)
+		migrate_external_lift(c);
+	else
+		migrate_fence_lift(c->fence);
 	migrate_fault("rollback-lifted");
 	migrate_cutover_back_open(c->row, c->paused_at ? c->paused_at : c->row->paused_at);
 	migrate_cutover_disarm_reverse(c);
@@ -454,6 +490,7 @@ migrate_rollback_turn(Cutover *c)
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(mcxt);
+	migrate_remote_deadline = 0;
 	if (closed)
 	{
 		lift(c);

@@ -111,6 +111,7 @@ take_row(MigrateCutover *cutover, MemoryContext mcxt)
 	cutover->step_no = (int) migrate_spi_int64(0, 7, 0);
 	cutover->paused_at = migrate_spi_int64(0, 8, 0);
 	cutover->closed = migrate_spi_int64(0, 9, 0) != 0;
+	cutover->external = migrate_spi_int64(0, 10, 0) != 0;
 	MemoryContextSwitchTo(mcxt);
 	cutover->stop_before = migrate_spi_text(0, 2);
 	cutover->digest = migrate_spi_text(0, 4);
@@ -138,7 +139,7 @@ migrate_cutover_load(MigrateJob *job)
 					 " (SELECT coalesce(max(s.step_no), 0) FROM migrate.cutover_step s WHERE s.cutover_id = c.cutover_id),"
 					 " (SELECT (extract(epoch FROM min(s.started_at) - '2000-01-01 00:00Z') * 1000000)::bigint"
 					 "  FROM migrate.cutover_step s WHERE s.cutover_id = c.cutover_id AND s.in_pause)"
-					 "  , c.closed::int"
+					 "  , c.closed::int, (c.fence = 'external')::int"
 					 " FROM migrate.cutover c WHERE c.job_id = $1 AND c.state IN ('asked', 'running')",
 					 1, &type, &value, NULL, SPI_OK_SELECT);
 	if (SPI_processed == 0)
@@ -432,7 +433,17 @@ run_on_source(MigrateCutover *cutover, Hook *hook, MigrateConn *conn)
 		CommitTransactionCommand();
 		MemoryContextSwitchTo(cutover->mcxt);
 	}
+
+	/*
+	 * While the application waits, no longer than that: the connection is
+	 * closed at the deadline, and what still runs on the source ends, too.
+	 */
+	if (migrate_remote_deadline != 0)
+		PQclear(migrate_exec(conn, psprintf("SET statement_timeout = %ld",
+											Max(1, TimestampDifferenceMilliseconds(GetCurrentTimestamp(), migrate_remote_deadline)) + 200)));
 	PQclear(migrate_exec(conn, hook->sql));
+	if (migrate_remote_deadline != 0)
+		PQclear(migrate_exec(conn, "SET statement_timeout = 0"));
 	if (own)
 		migrate_disconnect(own);
 }
@@ -482,11 +493,28 @@ wait_at_gate(MigrateCutover *cutover, Hook *hook, const char *phase, int64 timeo
 		CHECK_FOR_INTERRUPTS();
 	}
 	(void) gate(cutover, NULL);
+	cutover->passed_gate = true;
+}
+
+/* Phases whose hooks cannot undo anything: what fails there is told as an alert. */
+static bool
+is_guarded(const char *phase)
+{
+	return strcmp(phase, "after_open") == 0 || strcmp(phase, "undone") == 0 ||
+		strcmp(phase, "lift") == 0;
+}
+
+/* The source did not take it: class 08, or it is shutting down or starting. */
+static bool
+is_not_reached(ErrorData *edata)
+{
+	const char *sqlstate = unpack_sql_state(edata->sqlerrcode);
+
+	return strncmp(sqlstate, "08", 2) == 0 || strncmp(sqlstate, "57P", 3) == 0;
 }
 
 /*
- * A hook that fails undoes the cutover, unless that is over: after_open and
- * undone are told as alerts.
+ * A hook that fails undoes the cutover, unless that is over.
  */
 static void
 run_hook(MigrateCutover *cutover, Hook *hook, const char *phase, MigrateConn *conn,
@@ -515,9 +543,13 @@ run_hook_guarded(MigrateCutover *cutover, Hook *hook, const char *phase, Migrate
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(cutover->mcxt);
-	if (edata)
-		migrate_cutover_event(cutover, "alert", "hook", "hook %d (%s) has failed: %s",
-							  hook->hook_id, phase, edata->message);
+	if (edata == NULL)
+		return;
+	/* whoever lifts a fence tries again */
+	if (strcmp(phase, "lift") == 0 && is_not_reached(edata))
+		ReThrowError(edata);
+	migrate_cutover_event(cutover, "alert", "hook", "hook %d (%s) has failed: %s",
+						  hook->hook_id, phase, edata->message);
 }
 
 void
@@ -528,7 +560,7 @@ migrate_cutover_hooks(MigrateCutover *cutover, const char *phase, MigrateConn *c
 
 	foreach(lc, hooks_of(cutover, phase))
 	{
-		if (strcmp(phase, "after_open") == 0 || strcmp(phase, "undone") == 0)
+		if (is_guarded(phase))
 			run_hook_guarded(cutover, lfirst(lc), phase, conn);
 		else
 			run_hook(cutover, lfirst(lc), phase, conn, timeout_ms);

@@ -24,6 +24,9 @@ typedef struct MigrateCutover
 	bool		running;		/* a worker before us had begun it */
 	bool		commit_begun;	/* and come to the fence's commit */
 	bool		closed;			/* a rollback: the target is closed for good */
+	bool		external;		/* the source is fenced by its DBA
+								 * (external.c) */
+	bool		passed_gate;	/* hooks have waited at one */
 	TimestampTz paused_at;		/* then: since when the application waits */
 	int			step_no;		/* of the step at hand */
 

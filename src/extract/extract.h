@@ -39,6 +39,13 @@ extern void migrate_remote_start(MigrateConn *conn, const char *sql,
 extern PGresult *migrate_remote_next_result(MigrateConn *conn);
 extern bool migrate_remote_ready(MigrateConn *conn);
 extern char *migrate_remote_value(MigrateConn *conn, const char *sql);
+
+/*
+ * While not 0, no statement is waited for beyond it (but for COPY): set by a
+ * cutover while the application waits.  A connection that it hits is closed.
+ */
+extern TimestampTz migrate_remote_deadline;
+
 extern int	migrate_remote_copy_data(MigrateConn *conn, char **buffer);
 extern PGresult *migrate_exec_extended(MigrateConn *conn, const char *sql);
 extern PGresult *migrate_exec_try(MigrateConn *conn, const char *sql);

@@ -77,6 +77,41 @@ clear_result(void *arg)
 		PQclear(guard->res);
 }
 
+TimestampTz migrate_remote_deadline = 0;
+
+/*
+ * Wait for the socket, or until migrate_remote_deadline is over: then the
+ * connection is closed, without asking a server that may not answer to cancel
+ * anything, and 57014 is thrown.
+ */
+static int
+wait_for_socket(MigrateConn *conn, int events)
+{
+	long		left = -1L;
+	int			rc;
+
+	if (migrate_remote_deadline != 0)
+	{
+		left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), migrate_remote_deadline);
+		if (left <= 0)
+		{
+			PQfinish(conn->pg);
+			conn->pg = NULL;
+			ereport(ERROR,
+					(errcode(ERRCODE_QUERY_CANCELED),
+					 errmsg("server \"%s\" has not answered: the application has waited longer than max_downtime",
+							migrate_conn_name(conn))));
+		}
+	}
+	rc = WaitLatchOrSocket(MyLatch,
+						   WL_LATCH_SET | WL_EXIT_ON_PM_DEATH | events |
+						   (left >= 0 ? WL_TIMEOUT : 0),
+						   PQsocket(conn->pg), left, PG_WAIT_EXTENSION);
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+	return rc;
+}
+
 /*
  * Next result of the statement under way, owned by the current memory context;
  * NULL when there is no more.  Interruptible.
@@ -89,11 +124,7 @@ migrate_remote_next_result(MigrateConn *conn)
 
 	while (PQisBusy(conn->pg))
 	{
-		(void) WaitLatchOrSocket(MyLatch,
-								 WL_LATCH_SET | WL_SOCKET_READABLE | WL_EXIT_ON_PM_DEATH,
-								 PQsocket(conn->pg), -1L, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		(void) wait_for_socket(conn, WL_SOCKET_READABLE);
 		if (PQconsumeInput(conn->pg) == 0)
 			break;				/* PQgetResult says what happened */
 	}
@@ -180,12 +211,7 @@ send_statement(MigrateConn *conn, const char *sql, bool single_statement)
 			return rc == 0;
 
 		/* the server may have to be read before it reads on */
-		rc = WaitLatchOrSocket(MyLatch,
-							   WL_LATCH_SET | WL_SOCKET_READABLE |
-							   WL_SOCKET_WRITEABLE | WL_EXIT_ON_PM_DEATH,
-							   PQsocket(conn->pg), -1L, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
+		rc = wait_for_socket(conn, WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE);
 		if ((rc & WL_SOCKET_READABLE) && PQconsumeInput(conn->pg) == 0)
 			return false;
 	}

@@ -140,9 +140,19 @@ take_change(ApplyWorker *w)
 		return;
 	w->relation = rel->remote->name;
 	w->changes++;
+	w->changed_lsn = w->final_lsn;
 	for (int i = 0; i < rel->nmaps; i++)
 		if (!migrate_relation_copied(w, &rel->maps[i]))
 			migrate_collect_change(w, rel, &rel->maps[i]);
+}
+
+static void
+take_truncate(ApplyWorker *w)
+{
+	migrate_relations_truncate(w, &w->msg);
+	for (int i = 0; i < w->msg.nrelids; i++)
+		if (migrate_relation_of(w, w->msg.relids[i])->nmaps > 0)
+			w->changed_lsn = w->final_lsn;
 }
 
 /*
@@ -186,7 +196,7 @@ take_message(ApplyWorker *w, const char *data, int len)
 		case 'T':
 			check_order(w);
 			if (!w->skip)
-				migrate_relations_truncate(w, &w->msg);
+				take_truncate(w);
 			break;
 		default:
 			break;				/* types, origins, messages of applications */
@@ -383,6 +393,9 @@ begin_batch(ApplyWorker *w)
 static bool
 finish_batch(ApplyWorker *w, TimestampTz begin)
 {
+	SpinLockAcquire(&migrate_shared->mutex);
+	migrate_shared->live.changed_lsn = Max(migrate_shared->live.changed_lsn, w->changed_lsn);
+	SpinLockRelease(&migrate_shared->mutex);
 	if (w->dirty != NIL)
 	{
 		migrate_fault("apply-collected");

@@ -213,6 +213,7 @@ typedef struct ApplyWorker
 	TimestampTz end_at;
 	int64		transactions;
 	int64		changes;
+	XLogRecPtr	changed_lsn;	/* the last that changed the job's tables */
 	int64		bytes;
 	bool		written;		/* a set has been flushed */
 	TimestampTz *commits;

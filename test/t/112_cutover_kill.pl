@@ -159,8 +159,8 @@ sub kill_at
 	my ($point, $what) = @_;
 	my $before = kills_seen($target);
 	set_fault($target, "$point:kill");
-	# a setting that workers have not read yet is no fault
-	sleep(0.1);
+	# whoever comes after it is in force has been signalled, or is told by it
+	wait_for($target, "SELECT current_setting('migrate.fault') = '$point:kill'");
 	# the way back has something to carry
 	my $sides = open_sides();
 	my ($rc, $err) = call($what);

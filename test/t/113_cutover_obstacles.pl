@@ -50,7 +50,7 @@ $target->safe_psql('postgres', q{
 });
 $target->safe_psql('postgres', q{SELECT migrate_start('j')});
 wait_job($target, 'j', 'streaming');
-$target->safe_psql('postgres', q{SELECT migrate_accept('j', 'cutover', x, 'the test does it on purpose') FROM unnest('{validation,prepared_transaction,long_transaction}'::text[]) x});
+$target->safe_psql('postgres', q{SELECT migrate_accept('j', 'cutover', x, 'the test does it on purpose') FROM unnest('{validation,prepared_transaction,long_transaction,fence_privilege}'::text[]) x});
 
 # ------------------------------------------------------------------- helpers
 
