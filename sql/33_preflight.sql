@@ -27,7 +27,8 @@ AS $$
 		(5, 'target', false, '{foreign_table,target,target_privilege,target_owner,target_row_security,target_empty,
 			target_indexes,target_triggers}'),
 		(6, 'definitions', true, '{target_definition_diff}'),
-		(7, 'mappings', false, '{mapping,reads,key_map,key_index,sample,columns_left}')) c(ord, part, remote, names)
+		(7, 'mappings', false, '{mapping,reads,key_map,key_index,sample,columns_left}'),
+		(8, 'cutover', true, '{waves,way_back}')) c(ord, part, remote, names)
 	CROSS JOIN LATERAL unnest(c.names::text[]) WITH ORDINALITY u(n, pos)
 	ORDER BY c.ord, u.pos
 $$;

@@ -401,15 +401,17 @@ CREATE FUNCTION migrate._fence_source_sql(j migrate.job, role text, fence text) 
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT CASE $3 WHEN 'triggers' THEN format('GRANT %I TO %I;	-- for the fence of the cutover; not with option fence ''external''', q ->> 'owner', $2)
+	SELECT CASE WHEN $3 = 'triggers' AND (q ->> 'super')::boolean
+				THEN '-- set option fence to ''external'': tables belong to a superuser, and only who has the rights of their owner can fence them'
+				WHEN $3 = 'triggers' THEN format('GRANT %I TO %I;	-- for the fence of the cutover; not with option fence ''external''', q ->> 'owner', $2)
 				   ELSE format('GRANT INSERT, UPDATE, DELETE ON TABLE %s TO %I;	-- only for the way back', q ->> 'tables', $2) END
 	FROM migrate._remote_query($1.server, format($q$
-		SELECT pg_get_userbyid(c.relowner) AS owner, string_agg(DISTINCT format('%%I.%%I', n.nspname, c.relname), ', ') AS tables
+		SELECT pg_get_userbyid(c.relowner) AS owner, (SELECT o.rolsuper FROM pg_roles o WHERE o.oid = c.relowner) AS super, string_agg(DISTINCT format('%%I.%%I', n.nspname, c.relname), ', ') AS tables
 		FROM (VALUES %s) v (n, t)
 		JOIN pg_namespace n ON n.nspname = v.n JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = v.t
 		WHERE NOT pg_has_role(c.relowner, 'USAGE')
 		  AND (%L = 'triggers' OR NOT (has_table_privilege(c.oid, 'INSERT') AND has_table_privilege(c.oid, 'UPDATE') AND has_table_privilege(c.oid, 'DELETE')))
-		GROUP BY 1 ORDER BY 1
+		GROUP BY c.relowner ORDER BY 1
 	$q$, (SELECT string_agg(format('(%L, %L)', s.remote_schema, s.remote_table), ', ')
 		  FROM migrate.source_table s WHERE s.job_id = $1.job_id AND s.remote_table IS NOT NULL), $3)) q
 $$;
@@ -458,10 +460,9 @@ BEGIN
 	RETURN QUERY
 	SELECT DISTINCT substring(h FROM 'ALTER TABLE .* REPLICA IDENTITY FULL;') AS statement
 	FROM unnest(hints) h WHERE h ~ 'REPLICA IDENTITY FULL;' ORDER BY 1;
-	IF (pub = '' AND owned OR fence = 'triggers') AND NOT (r ->> 'may_create')::boolean THEN
+	IF pub = '' AND owned AND NOT (r ->> 'may_create')::boolean THEN
 		RETURN NEXT format('GRANT CREATE ON DATABASE %I TO %I;', r ->> 'db', $2);
-	END IF;
-	IF (r ->> 'publication')::boolean IS NOT TRUE AND (pub <> '' OR NOT coalesce(owned, true)) THEN
+	ELSIF (r ->> 'publication')::boolean IS NOT TRUE AND (pub <> '' OR NOT coalesce(owned, true)) THEN
 		SELECT string_agg(CASE WHEN t.only_parent THEN 'ONLY ' ELSE '' END || format('%I.%I', t.remote_schema, t.remote_table), ', '
 						  ORDER BY t.remote_schema, t.remote_table) INTO list
 		FROM (SELECT s.remote_schema, s.remote_table, bool_and(s.only_parent) AS only_parent
@@ -472,6 +473,9 @@ BEGIN
 	-- after the publication: what comes before it cannot be decoded
 	IF slot <> '' AND (r ->> 'slot')::boolean IS NOT TRUE THEN
 		RETURN NEXT format('SELECT pg_create_logical_replication_slot(%L, ''pgoutput'');', slot);
+	END IF;
+	IF fence = 'triggers' AND (NOT owned OR pub <> '') AND NOT (r ->> 'may_create')::boolean THEN
+		RETURN NEXT format('GRANT CREATE ON DATABASE %I TO %I;	-- for the fence of the cutover; not with option fence ''external''', r ->> 'db', $2);
 	END IF;
 	IF NOT owned AND r IS NOT NULL THEN
 		RETURN QUERY SELECT * FROM migrate._fence_source_sql($1, $2, fence);

@@ -294,7 +294,8 @@ BEGIN
 							   CASE WHEN count(*) > 0 THEN 'does not own ' || string_agg(c.oid::regclass::text, ', ' ORDER BY c.oid::regclass::text) END) AS lacks,
 					 concat_ws(' ', 'On the source:', CASE WHEN NOT has_database_privilege(current_database(), 'CREATE')
 														   THEN format('GRANT CREATE ON DATABASE %%I TO %%I;', current_database(), current_user) END,
-							   string_agg(DISTINCT format('GRANT %%I TO %%I;', pg_get_userbyid(c.relowner), current_user), ' ')) AS remedy
+							   string_agg(DISTINCT format('GRANT %%I TO %%I;', pg_get_userbyid(c.relowner), current_user), ' ')
+								   FILTER (WHERE NOT (SELECT o.rolsuper FROM pg_roles o WHERE o.oid = c.relowner))) AS remedy
 			  FROM r JOIN pg_class c ON c.oid = r.oid WHERE NOT pg_has_role(c.relowner, 'USAGE')) x
 		WHERE x.lacks <> '' AND %3$L <> 'external'
 		UNION ALL

@@ -211,7 +211,71 @@ COMMENT ON FUNCTION @extschema@.migrate_set_inverse(text, text, regprocedure, te
 'how rows of a target go back: a function from the target''s row to a row of the source''s foreign table. Errors: 42704 unknown job or target; those of a mapping function that does not fit';
 
 /*
- * The same on the source, before it is cut over; nothing when it does not answer,
+ * What is better known before the copy than before the cutover, of a job that
+ * will follow its source: foreign keys that cross its border (P31), and targets
+ * whose changes cannot be followed (P29).
+ */
+CREATE FUNCTION migrate._preflight_cutover(j migrate.job)
+RETURNS TABLE (check_name text, object text, status text, detail text, hint text)
+LANGUAGE plpgsql VOLATILE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+	tables	text;
+BEGIN
+	SELECT string_agg(format('(%L, %L)', s.remote_schema, s.remote_table), ', ') INTO tables
+	FROM migrate.source_table s WHERE s.job_id = $1.job_id AND s.remote_table IS NOT NULL;
+	IF tables IS NULL OR $1.capture = 'none' OR migrate._option($1.job_id, 'capture') = 'none'
+		OR NOT EXISTS (SELECT FROM migrate._remote_query($1.server, 'SELECT current_setting(''wal_level'') AS l') q WHERE q ->> 'l' = 'logical') THEN
+		RETURN;
+	END IF;
+	RETURN QUERY
+	SELECT 'waves', q ->> 'own', 'warn',
+		   format('foreign key %s: %s %s, which %s', q ->> 'key', q ->> 'verb', q ->> 'other',
+				  coalesce(format('job "%s" moves', o.job), 'is not moved by this job')),
+		   'While one of the two is cut over and the other is not, nobody keeps their rows together: move them in one job, or let the application see to it until both are cut over.'
+	FROM migrate._remote_query($1.server, format($q$
+		WITH own AS (
+			SELECT c.oid FROM (VALUES %s) v (n, t)
+			JOIN pg_namespace n ON n.nspname = v.n JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = v.t
+		)
+		SELECT k.conname AS key, a.oid IS NOT NULL AS from_own,
+			   CASE WHEN a.oid IS NOT NULL THEN k.conrelid ELSE k.confrelid END::regclass AS own,
+			   CASE WHEN a.oid IS NOT NULL THEN 'it refers to' ELSE 'it is referred to by' END AS verb,
+			   x.relname AS "table", n.nspname AS "schema", format('%%I.%%I', n.nspname, x.relname) AS other
+		FROM pg_constraint k
+		LEFT JOIN own a ON a.oid = k.conrelid
+		LEFT JOIN own b ON b.oid = k.confrelid
+		JOIN pg_class x ON x.oid = CASE WHEN a.oid IS NOT NULL THEN k.confrelid ELSE k.conrelid END
+		JOIN pg_namespace n ON n.oid = x.relnamespace
+		WHERE k.contype = 'f' AND k.conparentid = 0 AND (a.oid IS NULL) <> (b.oid IS NULL)
+		ORDER BY 3, 1
+	$q$, tables)) q
+	LEFT JOIN LATERAL (SELECT h.job FROM migrate.source_table s JOIN migrate.job h USING (job_id)
+					   WHERE h.server = $1.server AND h.job_id <> $1.job_id AND h.state <> 'finished'
+						 AND s.remote_schema = q ->> 'schema' AND s.remote_table = q ->> 'table'
+					   ORDER BY h.job_id LIMIT 1) o ON true
+	-- inherited by partitions that are tables of the job by themselves
+	WHERE q ->> 'own' <> q ->> 'other';
+
+	RETURN QUERY
+	SELECT 'way_back', m.target, 'fail', format('what is written here after the cutover cannot go back to the source: %s', i.obstacle),
+		   'Or do without migrate_rollback, on record: migrate_accept(job, ''way_back'', target, reason).'
+	FROM migrate.mapping m JOIN migrate.source_table s USING (source_id)
+	CROSS JOIN LATERAL (SELECT migrate._key_back(m, s) AS key) k
+	CROSS JOIN LATERAL (SELECT migrate._identity_obstacle(m.target_oid, ARRAY(SELECT e.value FROM jsonb_each_text(k.key) e)) AS obstacle) i
+	WHERE m.job_id = $1.job_id AND k.key IS NOT NULL AND i.obstacle IS NOT NULL
+	  -- keys of others are still to be built
+	  AND migrate._option($1.job_id, 'indexes') <> 'all'
+	  AND NOT EXISTS (SELECT FROM migrate.made_relation r WHERE r.root_oid = m.target_oid);
+END
+$$;
+COMMENT ON FUNCTION migrate._preflight_cutover(migrate.job) IS
+'findings about cutover and way back of a job that will follow its source live';
+
+/*
+ * What the way back lacks on the source, before it is cut over; nothing when it does not answer,
  * which others say.
  */
 CREATE FUNCTION migrate._reverse_source_obstacles(job_id int) RETURNS TABLE (object text, detail text)
