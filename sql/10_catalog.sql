@@ -392,6 +392,37 @@ CREATE INDEX difference_run ON migrate.difference (validation_id);
 COMMENT ON TABLE migrate.difference IS 'rows that a validation found different';
 
 /*
+ * What a validation that may be interrupted has found equal already, a row a
+ * part (src/validate/parts.c): buckets of keys, and how these were made.
+ */
+CREATE TABLE migrate.validation_part (
+	part_id		bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	mapping_id	int NOT NULL REFERENCES migrate.mapping ON DELETE CASCADE,
+	-- validation_id of the run that began it; a crash may have taken that back
+	chain		bigint NOT NULL,
+	level		text NOT NULL CHECK (level IN ('checksum', 'full')),
+	mapping_version text NOT NULL,
+	plan_no		int NOT NULL,
+	-- of the session that validated
+	pid			int NOT NULL,
+	digest		text NOT NULL CHECK (digest IN ('here', 'source', 'extension')),
+	-- of a range the number is (key >> range_shift) - range_lo
+	ranges		boolean NOT NULL,
+	range_lo	bigint NOT NULL,
+	range_shift	int NOT NULL,
+	buckets		int NOT NULL,
+	equal		int4multirange NOT NULL,
+	source_rows	bigint NOT NULL,
+	target_rows	bigint NOT NULL,
+	source_lsn	pg_lsn,
+	kept_at		timestamptz NOT NULL
+);
+CREATE INDEX validation_part_mapping ON migrate.validation_part (mapping_id, level);
+CREATE INDEX validation_part_job ON migrate.validation_part (job_id);
+COMMENT ON TABLE migrate.validation_part IS 'what validations that are not finished have found equal: whoever validates next goes on from there';
+
+/*
  * Owners see only their jobs.  The policy of job is the root; the others
  * follow it, since its own row security applies inside the subquery.
  */
@@ -402,7 +433,7 @@ DO $$
 DECLARE
 	t text;
 BEGIN
-	FOREACH t IN ARRAY '{source_table,leaf,mapping,chunk,chunk_mapping,dead_letter,job_schema,made_relation,post_step,made_object,acceptance,event,validation_run,validation_check,difference}'::text[]
+	FOREACH t IN ARRAY '{source_table,leaf,mapping,chunk,chunk_mapping,dead_letter,job_schema,made_relation,post_step,made_object,acceptance,event,validation_run,validation_check,validation_part,difference}'::text[]
 	LOOP
 		EXECUTE format('ALTER TABLE migrate.%I ENABLE ROW LEVEL SECURITY', t);
 		EXECUTE format('CREATE POLICY own ON migrate.%I USING '

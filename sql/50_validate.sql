@@ -63,10 +63,20 @@ LANGUAGE sql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
 					  WHERE n.job_id = v.job_id AND n.level = v.level AND n.validation_id > v.validation_id
 						AND n.mapping_id IS NOT DISTINCT FROM v.mapping_id
 						AND n.check_name IS NOT DISTINCT FROM v.check_name)
-		FOR UPDATE OF v SKIP LOCKED)
+		FOR UPDATE OF v SKIP LOCKED);
+	-- nobody will go on from these
+	DELETE FROM migrate.validation_part d
+	WHERE d.part_id IN (
+		SELECT p.part_id
+		FROM migrate.validation_part p
+		WHERE p.job_id = $1
+		  AND (p.kept_at < now() - make_interval(secs => migrate._option($1, 'validate_resume')::float8 / 1000)
+			OR EXISTS (SELECT FROM migrate.validation_run v
+					   WHERE v.mapping_id = p.mapping_id AND v.level = p.level AND v.started_at + v.duration >= p.kept_at))
+		FOR UPDATE OF p SKIP LOCKED)
 $$;
 COMMENT ON FUNCTION migrate._purge_validations(int) IS
-	'remove a job''s results of validations that are older than option validation_retention, but the newest of each target or check and level';
+	'remove a job''s results of validations that are older than option validation_retention, but the newest of each target or check and level; and what was kept of validations that have ended or are too old to go on from';
 
 CREATE FUNCTION @extschema@.migrate_repair(job text, target text DEFAULT NULL,
 	dry_run boolean DEFAULT true, OUT target text, OUT action text, OUT key jsonb,

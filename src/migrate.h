@@ -79,6 +79,7 @@ typedef struct MigrateJob
 	int			connect_timeout_s;
 	int			lock_timeout_ms;
 	int64		validate_every_ms;	/* 0: never */
+	int64		validate_part_rows; /* 0: nothing is kept */
 	char	   *digest;			/* 'auto', 'here', 'source', 'extension' */
 	int64		spool_limit;
 	int64		spool_retention_ms;

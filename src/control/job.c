@@ -66,6 +66,7 @@ static const struct
 	{"connect_timeout", OPT_SECONDS, offsetof(MigrateJob, connect_timeout_s)},
 	{"lock_timeout", OPT_INT, offsetof(MigrateJob, lock_timeout_ms)},
 	{"validate_every", OPT_INT64, offsetof(MigrateJob, validate_every_ms)},
+	{"validate_part_rows", OPT_INT64, offsetof(MigrateJob, validate_part_rows)},
 	{"digest", OPT_TEXT, offsetof(MigrateJob, digest)},
 	{"spool_limit", OPT_INT64, offsetof(MigrateJob, spool_limit)},
 	{"spool_retention", OPT_INT64, offsetof(MigrateJob, spool_retention_ms)},

@@ -101,14 +101,16 @@ typedef struct Comparison
 	List	   *failed;			/* of DiffRow: cannot be mapped or read */
 	int64		n_failed;
 
-	/* passes 2 and 3: of the slice at hand */
-	bool	   *selected;		/* its buckets */
+	/* of the part (pass 1) or slice (passes 2 and 3) at hand */
 	char	   *where[2];		/* by side; NULL: all rows come */
+	int			first_failed;
+	int64		failed_before;
+
+	/* passes 2 and 3 */
+	bool	   *selected;		/* buckets of the slice */
 	diff_hash  *diffs;
 	diff_hash  *picked;			/* what to keep of what differs */
 	int			first_group;
-	int			first_failed;
-	int64		failed_before;
 } Comparison;
 
 /* ----------------------------------------------------------------
@@ -159,24 +161,26 @@ ignore_failed(MigrateBatch *batch, int64 ord, char *key, char *raw, void *arg)
 {
 }
 
+/* The buckets that are compared hold nothing. */
+static void
+clear_buckets(Comparison *cmp, int side)
+{
+	const bool *only = cmp->ends->only;
+
+	for (int i = 0; i <= cmp->plan->nbuckets; i++)
+		if (!only || only[i])
+			memset(&cmp->plan->buckets[side][i], 0, sizeof(ValidateBucket));
+}
+
+/* The scan of the source begins again; what failed in other parts stays. */
 static void
 reset_buckets(void *arg)
 {
 	Comparison *cmp = arg;
 
-	memset(cmp->plan->buckets[VALIDATE_SOURCE], 0,
-		   sizeof(ValidateBucket) * (cmp->plan->nbuckets + 1));
-	cmp->failed = NIL;
-	cmp->n_failed = 0;
-}
-
-static bool
-bucket_differs(Comparison *cmp, int i)
-{
-	ValidateBucket *s = &cmp->plan->buckets[VALIDATE_SOURCE][i];
-	ValidateBucket *t = &cmp->plan->buckets[VALIDATE_TARGET][i];
-
-	return s->rows != t->rows || s->lo != t->lo || s->hi != t->hi;
+	clear_buckets(cmp, VALIDATE_SOURCE);
+	cmp->failed = list_truncate(cmp->failed, cmp->first_failed);
+	cmp->n_failed = cmp->failed_before;
 }
 
 /* Fill the buckets (or some), by queries where the plan says so. */
@@ -189,10 +193,11 @@ fill_buckets(Comparison *cmp)
 
 	for (int side = 0; side < 2; side++)
 	{
-		memset(cmp->plan->buckets[side], 0, sizeof(ValidateBucket) * (cmp->plan->nbuckets + 1));
+		clear_buckets(cmp, side);
 		cmp->where[side] = only ? validate_buckets_where(cmp->ends, side, only) : NULL;
 	}
-	validate_progress_phase("compare", cmp->ends->estimate, cmp->plan->digest != DIGEST_HERE);
+	cmp->first_failed = list_length(cmp->failed);
+	cmp->failed_before = cmp->n_failed;
 	if (cmp->plan->digest != DIGEST_HERE)
 	{
 		validate_both_digests(cmp->ends, cmp->where);
@@ -205,20 +210,71 @@ fill_buckets(Comparison *cmp)
 		validate_scan_target(cmp->ends, &sink, cmp->where[VALIDATE_TARGET]);
 }
 
+/* Part after part, those that are known to be equal left out. */
+static void
+fill_parts(Comparison *cmp)
+{
+	ValidateEnds *ends = cmp->ends;
+	bool	   *only = palloc(sizeof(bool) * (cmp->plan->nbuckets + 1));
+	int			next = 0;
+
+	while (validate_parts_next(ends, &next, only))
+	{
+		int64		failed = cmp->n_failed;
+		bool		all = true;
+
+		CHECK_FOR_INTERRUPTS();
+		validate_parts_keep(ends);
+		for (int i = 0; i <= cmp->plan->nbuckets; i++)
+			all = all && only[i];
+		ends->only = all ? NULL : only;
+		fill_buckets(cmp);
+		/* what cannot be mapped or read is in no bucket */
+		if (cmp->n_failed == failed)
+			validate_parts_note(ends, only);
+	}
+	ends->only = NULL;
+	for (int side = 0; side < 2; side++)
+		if (ends->parts->equal)
+			*(side == VALIDATE_SOURCE ? &cmp->result->source_rows :
+			  &cmp->result->target_rows) += ends->parts->rows[side];
+	pfree(only);
+}
+
+/* Rows that are to be met in pass 1. */
+static void
+begin_first_pass(Comparison *cmp)
+{
+	ValidateParts *parts = cmp->ends->parts;
+	int64		rows[2];
+
+	for (int side = 0; side < 2; side++)
+	{
+		rows[side] = Max(cmp->ends->estimate[side] - (parts ? parts->rows[side] : 0), 0);
+		if (cmp->ends->only)	/* what the pass before found in them */
+			rows[side] = validate_bucket_rows(cmp->plan, side, cmp->ends->only);
+	}
+	validate_progress_phase("compare", rows, cmp->plan->digest != DIGEST_HERE);
+}
+
 /* Fill the buckets and count the rows; true when something differs. */
 static bool
 compare_buckets(Comparison *cmp)
 {
 	bool		differ = false;
 
-	fill_buckets(cmp);
+	begin_first_pass(cmp);
+	if (cmp->ends->parts)
+		fill_parts(cmp);
+	else
+		fill_buckets(cmp);
 	/* rows that failed are in no bucket, unless the source counted them */
-	cmp->result->source_rows = cmp->n_failed;
+	cmp->result->source_rows += cmp->n_failed;
 	for (int i = 0; i <= cmp->plan->nbuckets; i++)
 	{
 		cmp->result->source_rows += cmp->plan->buckets[VALIDATE_SOURCE][i].rows;
 		cmp->result->target_rows += cmp->plan->buckets[VALIDATE_TARGET][i].rows;
-		differ = differ || bucket_differs(cmp, i);
+		differ = differ || validate_bucket_differs(cmp->plan, i);
 	}
 	return differ;
 }
@@ -276,7 +332,7 @@ select_slice(Comparison *cmp, int *next)
 	{
 		int64		n;
 
-		if (!bucket_differs(cmp, *next))
+		if (!validate_bucket_differs(cmp->plan, *next))
 			continue;
 		n = cmp->plan->buckets[VALIDATE_SOURCE][*next].rows +
 			cmp->plan->buckets[VALIDATE_TARGET][*next].rows;
@@ -705,7 +761,7 @@ validate_differing(ValidateEnds *ends, ValidateLevel level, ValidateResult *resu
 		return NULL;
 	differ = palloc(sizeof(bool) * (cmp.plan->nbuckets + 1));
 	for (int i = 0; i <= cmp.plan->nbuckets; i++)
-		differ[i] = cmp.n_failed > 0 || bucket_differs(&cmp, i);
+		differ[i] = cmp.n_failed > 0 || validate_bucket_differs(cmp.plan, i);
 	return differ;
 }
 

@@ -253,9 +253,9 @@ same_encoding(ValidateEnds *ends)
 	return encoding && strcmp(encoding, GetDatabaseEncodingName()) == 0;
 }
 
-/* The answer of a statement on either side, as text. */
-static char *
-answer(ValidateEnds *ends, ValidateSide side, const char *sql)
+/* The answer of a statement on either side, one value, as text. */
+char *
+validate_answer(ValidateEnds *ends, ValidateSide side, const char *sql)
 {
 	MemoryContext mcxt = CurrentMemoryContext;
 	char	   *value;
@@ -276,8 +276,8 @@ static bool
 both_agree(ValidateEnds *ends, const char *sql)
 {
 	int			level = validate_pin_settings();
-	char	   *source = answer(ends, VALIDATE_SOURCE, sql);
-	char	   *target = answer(ends, VALIDATE_TARGET, sql);
+	char	   *source = validate_answer(ends, VALIDATE_SOURCE, sql);
+	char	   *target = validate_answer(ends, VALIDATE_TARGET, sql);
 
 	validate_unpin_settings(level);
 	return source && target && strcmp(source, target) == 0;
@@ -541,25 +541,15 @@ integer_key(ValidateEnds *ends)
 	return column;
 }
 
-/*
- * Ranges of the key, between the least and the greatest that the source has.
- */
+/* As wide as it takes to reach from the least key that the source has to the greatest. */
 static void
-plan_ranges(ValidateEnds *ends, int column)
+measure_ranges(ValidateEnds *ends)
 {
 	ValidatePlan *plan = ends->plan;
 	StringInfoData sql;
 	PGresult   *res;
 	int64		lo = 0,
 				hi = 0;
-
-	plan->ranges = true;
-	plan->range_column[VALIDATE_SOURCE] =
-		quote_identifier(ends->src->columns[column].remote_name);
-	plan->range_column[VALIDATE_TARGET] =
-		quote_identifier(ends->shape->columns[ends->shape->keys[0]].name);
-	for (int side = 0; side < 2; side++)
-		plan->key[side] = psprintf("%s::pg_catalog.int8", plan->range_column[side]);
 
 	initStringInfo(&sql);
 	appendStringInfo(&sql, "SELECT min(%s), max(%s) FROM ", plan->range_column[0],
@@ -581,6 +571,30 @@ plan_ranges(ValidateEnds *ends, int column)
 	plan->nbuckets = (int) ((hi >> plan->shift) - plan->lo) + 1;
 }
 
+/* Ranges of the key; those that there were, if a validation goes on. */
+static void
+plan_ranges(ValidateEnds *ends, int column)
+{
+	ValidatePlan *plan = ends->plan;
+	ValidateParts *parts = ends->parts;
+
+	plan->ranges = true;
+	plan->range_column[VALIDATE_SOURCE] =
+		quote_identifier(ends->src->columns[column].remote_name);
+	plan->range_column[VALIDATE_TARGET] =
+		quote_identifier(ends->shape->columns[ends->shape->keys[0]].name);
+	for (int side = 0; side < 2; side++)
+		plan->key[side] = psprintf("%s::pg_catalog.int8", plan->range_column[side]);
+	if (parts && parts->equal && parts->ranges)
+	{
+		plan->lo = parts->lo;
+		plan->shift = parts->shift;
+		plan->nbuckets = parts->nbuckets;
+	}
+	else
+		measure_ranges(ends);
+}
+
 /*
  * Decide, once the source transaction is open.  The result is in ends->plan.
  */
@@ -593,6 +607,8 @@ validate_plan(ValidateEnds *ends, ValidateLevel level)
 
 	ends->plan = plan;
 	plan->nbuckets = bucket_count(estimate_rows(ends));
+	if (ends->parts && ends->parts->equal)
+		plan->nbuckets = ends->parts->nbuckets;
 	/* a query on the source cannot be paced */
 	if (level == LEVEL_FULL || (validate_paced() && strcmp(digest, "auto") == 0))
 		digest = "here";
@@ -605,7 +621,31 @@ validate_plan(ValidateEnds *ends, ValidateLevel level)
 		plan_ranges(ends, column);
 	for (int side = 0; side < 2; side++)
 		plan->buckets[side] = palloc0(sizeof(ValidateBucket) * (plan->nbuckets + 1));
+	if (ends->parts)
+		validate_parts_begin(ends);
 	validate_progress_digest(plan->digest);
+}
+
+/* The rows that were counted in some buckets. */
+int64
+validate_bucket_rows(ValidatePlan *plan, ValidateSide side, const bool *selected)
+{
+	int64		rows = 0;
+
+	for (int i = 0; i <= plan->nbuckets; i++)
+		if (selected[i])
+			rows += plan->buckets[side][i].rows;
+	return rows;
+}
+
+/* Do both sides' rows of a bucket differ? */
+bool
+validate_bucket_differs(ValidatePlan *plan, int i)
+{
+	ValidateBucket *s = &plan->buckets[VALIDATE_SOURCE][i];
+	ValidateBucket *t = &plan->buckets[VALIDATE_TARGET][i];
+
+	return s->rows != t->rows || s->lo != t->lo || s->hi != t->hi;
 }
 
 /* The bucket of a row that was hashed here. */
@@ -821,7 +861,7 @@ add_group(ValidatePlan *plan, ValidateSide side, const char *group, const char *
 static void
 add_digest(ValidatePlan *plan, ValidateSide side, const char *hex)
 {
-	ValidateBucket *buckets = plan->buckets[side];
+	ValidateBucket *buckets = palloc0(sizeof(ValidateBucket) * (plan->nbuckets + 1));
 	bytea	   *data;
 
 	if (hex == NULL)
@@ -830,16 +870,24 @@ add_digest(ValidatePlan *plan, ValidateSide side, const char *hex)
 	validate_read_buckets(VARDATA_ANY(data), VARSIZE_ANY_EXHDR(data), buckets,
 						  plan->nbuckets);
 	pfree(data);
-	if (plan->digest != DIGEST_SOURCE)
-		return;
 	for (int i = 0; i <= plan->nbuckets; i++)
 	{
-		uint64		low = buckets[i].lo;
-		int64		high = (int64) buckets[i].hi;
+		ValidateBucket *b = &plan->buckets[side][i];
+		uint64		lo = buckets[i].lo;
+		int64		hi = (int64) buckets[i].hi;
 
-		buckets[i].lo = low + ((uint64) high << 32);
-		buckets[i].hi = (uint64) (high >> 32) + (buckets[i].lo < low);
+		b->rows += buckets[i].rows;
+		b->lo += lo;
+		if (plan->digest == DIGEST_SOURCE)
+		{
+			/* of a bucket there is one sum a pass */
+			b->lo += (uint64) hi << 32;
+			b->hi += (uint64) (hi >> 32) + (b->lo < lo);
+		}
+		else
+			b->hi += hi;
 	}
+	pfree(buckets);
 }
 
 /* Send the source's query; its parallel workers are those of the job. */

@@ -123,6 +123,7 @@ validate_progress_begin(MigrateJob *job, List *tasks, bool checks, ValidateLevel
 	ValidateShared *v;
 	ListCell   *lc;
 
+	validate_parts_reset();
 	validating = true;
 	mine = NULL;
 	my_segment = NULL;

@@ -20,6 +20,9 @@
  *
  * A row that cannot be mapped or written becomes a dead letter.
  *
+ * It keeps to the job's limits, is shown by migrate.validating and ended by
+ * migrate_cancel like a validation (progress.c).
+ *
  * Runs in the session that repairs, in its one transaction, with the rights of
  * the job's owner.  A crash leaves everything as it was.
  *
@@ -122,18 +125,6 @@ list_actions(Repair *r, ValidateTask *task, int64 validation_id, ValidateResult 
  * ----------------------------------------------------------------
  */
 
-/* The rows of the selected buckets. */
-static int64
-rows_of(ValidateEnds *ends, ValidateSide side, const bool *selected)
-{
-	int64		rows = 0;
-
-	for (int i = 0; i <= ends->plan->nbuckets; i++)
-		if (selected[i])
-			rows += ends->plan->buckets[side][i].rows;
-	return rows;
-}
-
 /* What this transaction has written is seen, too. */
 static void
 see_now(void)
@@ -150,8 +141,8 @@ static void
 compare_again(ValidateEnds *ends, ValidateLevel level, const bool *selected, int64 id, ValidateResult *before,
 			  ValidateResult *after)
 {
-	int64		source = before->source_rows - rows_of(ends, VALIDATE_SOURCE, selected);
-	int64		target = before->target_rows - rows_of(ends, VALIDATE_TARGET, selected);
+	int64		source = before->source_rows - validate_bucket_rows(ends->plan, VALIDATE_SOURCE, selected);
+	int64		target = before->target_rows - validate_bucket_rows(ends->plan, VALIDATE_TARGET, selected);
 
 	see_now();
 	ends->only = selected;
@@ -212,6 +203,7 @@ repair_mapping(Repair *r, ValidateTask *task)
 	bool	   *selected;
 	int64		id;
 
+	validate_progress_target(r->job, task, level);
 	validate_open_ends(&ends, r->job, task, &r->cut, &r->conn, r->conn_cxt);
 	refuse_keyless(r->job, &ends);
 	see_now();
@@ -220,8 +212,10 @@ repair_mapping(Repair *r, ValidateTask *task)
 	if (selected == NULL)
 	{
 		put_row(r, task->target, "matched", 0, 0, 0);
+		validate_progress_target_done();
 		return;
 	}
+	validate_progress_first_pass(false);
 	id = validate_begin_run(r->job, task->mapping_id, NULL, level);
 	validate_mend(&ends, selected, &counts);
 	migrate_fault("repair-mended");
@@ -233,6 +227,7 @@ repair_mapping(Repair *r, ValidateTask *task)
 				  task->target, (long long) counts.rows_written, (long long) counts.rows_deleted,
 				  (long long) counts.dead_letters, (long long) after.mismatches);
 	put_counts(r, task, &counts, &after);
+	validate_progress_target_done();
 }
 
 /* Only what is copied: before that, rows are missing by nature. */
@@ -284,52 +279,77 @@ end_writing(Repair *r)
 	validate_cut_end(r->conn, &r->cut);
 }
 
+/* All mappings, each in a memory context that is reset. */
+static void
+repair_tasks(Repair *r, List *tasks, bool dry_run)
+{
+	MemoryContext old = CurrentMemoryContext;
+	MemoryContext mcxt = AllocSetContextCreate(old, "migrate repair", ALLOCSET_DEFAULT_SIZES);
+	ListCell   *lc;
+
+	MemoryContextSwitchTo(mcxt);
+	migrate_check_source_leads(r->job, "repair");
+	validate_refuse_drift(r->job, tasks, &r->conn, r->conn_cxt);
+	MemoryContextSwitchTo(old);
+	if (!dry_run)
+	{
+		validate_progress_phase("cut", NULL, false);
+		begin_writing(r, tasks);
+	}
+	foreach(lc, tasks)
+	{
+		ValidateTask *task = lfirst(lc);
+
+		MemoryContextSwitchTo(mcxt);
+		if (dry_run)
+		{
+			ValidateResult result;
+			int64		id = validate_one(r->job, task, repair_level(task), &r->conn,
+										  r->conn_cxt, NULL, &result);
+
+			list_actions(r, task, id, &result);
+		}
+		else
+			repair_mapping(r, task);
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(mcxt);
+	}
+	if (!dry_run)
+		end_writing(r);
+	MemoryContextDelete(mcxt);
+}
+
+/* It is seen, paced and cancelled as a validation is (progress.c). */
 static void
 repair_job(Repair *r, List *tasks, bool dry_run)
 {
-	MemoryContext mcxt = AllocSetContextCreate(CurrentMemoryContext, "migrate repair",
-											   ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = CurrentMemoryContext;
+	MemoryContext mcxt = CurrentMemoryContext;
+	bool		cancelled = false;
 
+	validate_progress_begin(r->job, tasks, false, LEVEL_CHECKSUM);
 	PG_TRY();
 	{
-		ListCell   *lc;
-
-		MemoryContextSwitchTo(mcxt);
-		migrate_check_source_leads(r->job, "repair");
-		validate_refuse_drift(r->job, tasks, &r->conn, r->conn_cxt);
-		MemoryContextSwitchTo(old);
-		if (!dry_run)
-			begin_writing(r, tasks);
-		foreach(lc, tasks)
-		{
-			ValidateTask *task = lfirst(lc);
-
-			MemoryContextSwitchTo(mcxt);
-			if (dry_run)
-			{
-				ValidateResult result;
-				int64		id = validate_one(r->job, task, repair_level(task), &r->conn,
-											  r->conn_cxt, NULL, &result);
-
-				list_actions(r, task, id, &result);
-			}
-			else
-				repair_mapping(r, task);
-			MemoryContextSwitchTo(old);
-			MemoryContextReset(mcxt);
-		}
-		if (!dry_run)
-			end_writing(r);
+		repair_tasks(r, tasks, dry_run);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
+		ErrorData  *edata;
+
+		cancelled = validate_progress_cancelled();
+		validate_progress_end();
 		if (r->conn)
 			migrate_disconnect(r->conn);
+		MemoryContextSwitchTo(mcxt);
+		edata = CopyErrorData();
+		FlushErrorState();
+		if (cancelled && edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+			edata->message = psprintf("the repair was cancelled with job \"%s\"", r->job->name);
+		ReThrowError(edata);
 	}
 	PG_END_TRY();
-	MemoryContextSwitchTo(old);
-	MemoryContextDelete(mcxt);
+	validate_progress_end();
+	if (r->conn)
+		migrate_disconnect(r->conn);
 }
 
 /*

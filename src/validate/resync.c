@@ -89,6 +89,7 @@ typedef struct Resync
 	MigrateResyncCounts *counts;
 	const bool *selected;		/* buckets to be mended */
 	char	   *where[2];		/* their rows, by side; NULL: all rows come */
+	int64		nrows[2];		/* how many come, by side */
 	bool		keyless;		/* a row is its own key */
 	int64		last_letter;	/* the newest there was; see settle_letters() */
 	bool		settle;			/* there are open ones before it */
@@ -173,6 +174,7 @@ sort_both_sides(Resync *r)
 {
 	ValidateSink sink = {.row = sort_row,.failed = count_failed,.reset = reset_sort,.arg = r};
 
+	validate_progress_phase("rows that differ", r->nrows, false);
 	begin_sort(r);
 	validate_scan_source(r->ends, &sink, r->where[VALIDATE_SOURCE]);
 	validate_scan_target(r->ends, &sink, r->where[VALIDATE_TARGET]);
@@ -657,6 +659,7 @@ mend_slice(Resync *r)
 {
 	MemoryContext old = MemoryContextSwitchTo(r->mcxt);
 
+	validate_progress_phase("repair", r->nrows, false);
 	CommandCounterIncrement();
 	remove_rows(r);
 	write_rows(r);
@@ -729,7 +732,12 @@ validate_mend(ValidateEnds *ends, const bool *selected, MigrateResyncCounts *cou
 	MemoryContext old = MemoryContextSwitchTo(mcxt);
 
 	for (int side = 0; side < 2; side++)
+	{
 		r.where[side] = validate_buckets_where(ends, side, selected);
+		for (int i = 0; i <= ends->plan->nbuckets; i++)
+			if (!r.where[side] || selected[i])
+				r.nrows[side] += ends->plan->buckets[side][i].rows;
+	}
 	look_at_letters(&r);
 	mend_mapping(&r);
 	MemoryContextSwitchTo(old);

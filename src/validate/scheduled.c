@@ -200,8 +200,12 @@ static void
 tell_error(int job_id, ErrorData *edata)
 {
 	StartTransactionCommand();
-	migrate_event(job_id, "warning", "validation", "a scheduled validation has failed: %s: %s",
-				  unpack_sql_state(edata->sqlerrcode), edata->message);
+	if (edata->sqlerrcode == ERRCODE_QUERY_CANCELED)
+		migrate_event(job_id, "info", "validation", "a scheduled validation was cancelled: %s",
+					  edata->message);
+	else
+		migrate_event(job_id, "warning", "validation", "a scheduled validation has failed: %s: %s",
+					  unpack_sql_state(edata->sqlerrcode), edata->message);
 	CommitTransactionCommand();
 }
 

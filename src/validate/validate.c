@@ -337,6 +337,8 @@ read_both(ValidateEnds *ends, MigrateJob *job, ValidateTask *task, ValidateLevel
 	if (cut->exact)
 		ends->renew = renew_cut;
 	ends->done = end_reading;
+	if (level != LEVEL_COUNT)
+		ends->parts = validate_parts_find(ends, level, id);
 	if (level == LEVEL_COUNT)
 	{
 		validate_progress_phase("count", task->estimate, validate_source_counts(ends));
@@ -362,6 +364,7 @@ validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level, MigrateCo
 	MemoryContext mcxt = CurrentMemoryContext;
 	int			depth = GetCurrentTransactionNestLevel();
 	int64		id = validate_begin_run(job, task->mapping_id, NULL, level);
+	char	   *status;
 
 	memset(result, 0, sizeof(*result));
 	validate_progress_target(job, task, level);
@@ -385,8 +388,15 @@ validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level, MigrateCo
 		ReThrowError(edata);
 	}
 	PG_END_TRY();
-	validate_end_run(job, task->target, level, id, result, &cut,
-					 validate_describe(task, level, result, &cut), rsinfo);
+	status = validate_describe(task, level, result, &cut);
+	if (ends.parts && ends.parts->equal)
+	{
+		/* what was equal before has not been looked at again */
+		cut.lsn = Min(cut.lsn, ends.parts->lsn);
+		status = psprintf("%s; %lld rows of it compared before an interruption, since %s", status,
+						  (long long) ends.parts->rows[VALIDATE_TARGET], ends.parts->since);
+	}
+	validate_end_run(job, task->target, level, id, result, &cut, status, rsinfo);
 	validate_progress_target_done();
 	return id;
 }

@@ -11,6 +11,7 @@
  *	  compare.c		buckets, drill-down to rows, details of the differences
  *	  validate.c	migrate_validate(), the record of a run
  *	  progress.c	what a running validation says of itself; pace, cancelling
+ *	  parts.c		what is kept of a validation that is interrupted
  *	  check.c		the user's queries
  *	  scheduled.c	validations that a job makes by itself
  *	  resync.c		a target brought in line
@@ -183,6 +184,30 @@ typedef struct ValidateCut
 	const char *why;			/* of a live job: why not */
 } ValidateCut;
 
+/*
+ * What is known of a mapping from a validation that was interrupted, and how
+ * this one is cut into parts; see parts.c.
+ */
+typedef struct ValidateParts
+{
+	int64		chain;			/* the run that began it */
+	ValidateLevel level;
+	int64		part_rows;		/* option validate_part_rows */
+	int			size;			/* buckets of a part; 0: not known yet */
+
+	bool	   *equal;			/* by bucket; NULL: nothing is known */
+	int64		rows[2];		/* of those, by side */
+	XLogRecPtr	lsn;			/* the first cut of them; 0: none */
+	char	   *since;			/* when the first was compared */
+
+	/* how buckets were made: what the plan has to be */
+	ValidateDigest digest;
+	bool		ranges;
+	int64		lo;
+	int			shift;
+	int			nbuckets;
+} ValidateParts;
+
 /* Both ends of one mapping. */
 typedef struct ValidateEnds
 {
@@ -193,6 +218,7 @@ typedef struct ValidateEnds
 	ValidateShape *shape;
 	ValidatePlan *plan;			/* NULL: to be made */
 	const bool *only;			/* buckets to compare; NULL: all */
+	ValidateParts *parts;		/* NULL: all is compared at once */
 
 	/*
 	 * Called before what differs is looked at again, to take new snapshots;
@@ -272,6 +298,14 @@ extern char *validate_progress_condition(void);
 extern bool validate_paced(void);
 extern void validate_pace(int64 rows, int64 bytes);
 
+/* parts.c */
+extern void validate_parts_reset(void);
+extern ValidateParts *validate_parts_find(ValidateEnds *ends, ValidateLevel level, int64 id);
+extern void validate_parts_begin(ValidateEnds *ends);
+extern bool validate_parts_next(ValidateEnds *ends, int *next, bool *only);
+extern void validate_parts_note(ValidateEnds *ends, const bool *only);
+extern void validate_parts_keep(ValidateEnds *ends);
+
 /* check.c */
 extern bool validate_has_checks(MigrateJob *job);
 extern void validate_checks(MigrateJob *job, MigrateConn **conn, MemoryContext conn_cxt,
@@ -305,6 +339,9 @@ extern void validate_read_buckets(const char *data, int len, ValidateBucket *buc
 /* plan.c */
 extern const char *const validate_digest_names[];
 extern void validate_plan(ValidateEnds *ends, ValidateLevel level);
+extern char *validate_answer(ValidateEnds *ends, ValidateSide side, const char *sql);
+extern int64 validate_bucket_rows(ValidatePlan *plan, ValidateSide side, const bool *selected);
+extern bool validate_bucket_differs(ValidatePlan *plan, int i);
 extern int	validate_row_bucket(ValidateEnds *ends, ValidateRow *row);
 extern char *validate_buckets_where(ValidateEnds *ends, ValidateSide side,
 									const bool *selected);
