@@ -27,6 +27,8 @@ CREATE TABLE migrate.reverse (
 	job_id		int PRIMARY KEY REFERENCES migrate.job ON DELETE CASCADE,
 	publication text NOT NULL,
 	slot		text NOT NULL,
+	-- where it is 'trigger', there is neither; see 71_queue.sql
+	kind		text NOT NULL DEFAULT 'logical' CHECK (kind IN ('logical', 'trigger')),
 	-- arming: the slot is being made; armed; lost: dropped, nothing goes back
 	state		text NOT NULL DEFAULT 'arming' CHECK (state IN ('arming', 'armed', 'lost')),
 	-- what commits here before it is not the application's (P29)
@@ -126,6 +128,7 @@ DECLARE
 	i		migrate.inverse;
 	held	jsonb;
 	c		record;
+	by_trigger boolean := migrate._reverse_kind($1) = 'trigger';
 BEGIN
 	FOR m IN SELECT * FROM migrate.mapping x WHERE x.job_id = $1 ORDER BY x.mapping_id
 	LOOP
@@ -145,7 +148,7 @@ BEGIN
 			i.obstacle := 'its source is not behind postgres_fdw';
 		ELSIF i.key IS NULL THEN
 			i.obstacle := 'the key of the source cannot be told from its rows';
-		ELSE
+		ELSIF NOT by_trigger OR (SELECT c.relkind NOT IN ('r', 'p') FROM pg_class c WHERE c.oid = m.target_oid) THEN
 			i.obstacle := migrate._identity_obstacle(m.target_oid, ARRAY(SELECT e.value FROM jsonb_each_text(i.key) e));
 		END IF;
 		IF i.obstacle IS NULL THEN
@@ -266,9 +269,14 @@ BEGIN
 	CROSS JOIN LATERAL (SELECT migrate._key_back(m, s) AS key) k
 	CROSS JOIN LATERAL (SELECT migrate._identity_obstacle(m.target_oid, ARRAY(SELECT e.value FROM jsonb_each_text(k.key) e)) AS obstacle) i
 	WHERE m.job_id = $1.job_id AND k.key IS NOT NULL AND i.obstacle IS NOT NULL
+	  AND migrate._reverse_kind($1.job_id) = 'logical'
 	  -- keys of others are still to be built
 	  AND migrate._option($1.job_id, 'indexes') <> 'all'
-	  AND NOT EXISTS (SELECT FROM migrate.made_relation r WHERE r.root_oid = m.target_oid);
+	  AND NOT EXISTS (SELECT FROM migrate.made_relation r WHERE r.root_oid = m.target_oid)
+	UNION ALL
+	SELECT 'way_back', o.object, 'fail', format('what is written here after the cutover cannot go back to the source: %s', o.detail),
+		   'Or do without migrate_rollback, on record: migrate_accept(job, ''way_back'', target, reason).'
+	FROM migrate._queue_obstacles($1.job_id) o WHERE migrate._reverse_kind($1.job_id) = 'trigger';
 END
 $$;
 COMMENT ON FUNCTION migrate._preflight_cutover(migrate.job) IS
@@ -319,15 +327,22 @@ CREATE FUNCTION migrate._reverse_obstacles(job_id int) RETURNS TABLE (object tex
 LANGUAGE sql VOLATILE
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT 'wal_level', format('wal_level of this server is %s; the way back needs logical', current_setting('wal_level'))
-	WHERE current_setting('wal_level') <> 'logical'
+	SELECT 'reverse', 'option reverse is none'
+	WHERE migrate._reverse_kind($1) = 'none'
+	UNION ALL
+	SELECT 'wal_level', format('wal_level of this server is %s; option reverse, logical, needs logical', current_setting('wal_level'))
+	WHERE current_setting('wal_level') <> 'logical' AND migrate._reverse_kind($1) = 'logical'
+	UNION ALL
+	SELECT o.object, o.detail FROM migrate._queue_obstacles($1) o
+	WHERE migrate._reverse_kind($1) = 'trigger'
 	UNION ALL
 	SELECT 'max_replication_slots', 'no replication slot of this server is free'
-	WHERE (SELECT count(*) FROM pg_replication_slots) >= current_setting('max_replication_slots')::int
+	WHERE migrate._reverse_kind($1) = 'logical'
+	  AND (SELECT count(*) FROM pg_replication_slots) >= current_setting('max_replication_slots')::int
 	  AND NOT EXISTS (SELECT FROM migrate.reverse r WHERE r.job_id = $1 AND r.state = 'armed')
 	UNION ALL
 	SELECT 'privilege', 'the owner of the job may not create in this database, which a publication needs'
-	WHERE NOT has_database_privilege(current_database(), 'CREATE')
+	WHERE migrate._reverse_kind($1) = 'logical' AND NOT has_database_privilege(current_database(), 'CREATE')
 	UNION ALL
 	SELECT 'slot', coalesce(r.error, 'no way back was armed when the target was opened')
 	FROM migrate.job j LEFT JOIN migrate.reverse r USING (job_id)
@@ -358,6 +373,12 @@ BEGIN
 	IF EXISTS (SELECT FROM migrate._reverse_obstacles($1)) THEN
 		RETURN 0;
 	END IF;
+	IF migrate._reverse_kind($1) = 'trigger' THEN
+		PERFORM migrate._arm_queue($1);
+		INSERT INTO migrate.reverse (job_id, publication, slot, kind, state) VALUES ($1, name, name, 'trigger', 'armed')
+		ON CONFLICT (job_id) DO UPDATE SET kind = 'trigger', state = 'armed', open_lsn = NULL, error = NULL;
+		RETURN 1;
+	END IF;
 	INSERT INTO migrate.made_object (job_id, side, kind, object)
 	SELECT $1, 'target', k.kind, quote_ident(name) FROM (VALUES ('publication'), ('replication slot')) k(kind)
 	WHERE NOT EXISTS (SELECT FROM migrate.made_object o
@@ -370,12 +391,12 @@ BEGIN
 	INSERT INTO migrate.reverse (job_id, publication, slot) VALUES ($1, name, name)
 	ON CONFLICT (job_id) DO UPDATE SET state = CASE WHEN EXISTS (SELECT FROM pg_replication_slots r WHERE r.slot_name = name)
 													THEN reverse.state ELSE 'arming' END,
-		open_lsn = NULL, error = NULL;
+		kind = 'logical', open_lsn = NULL, error = NULL;
 	RETURN 1;
 END
 $$;
 COMMENT ON FUNCTION migrate._arm_reverse(int) IS
-'makes the publication for the way back and asks for its slot; 0 when there is no way back (see _reverse_obstacles)';
+'makes the triggers for the way back, or its publication and asks for its slot; 0 when there is no way back (see _reverse_obstacles)';
 
 CREATE FUNCTION migrate._reverse_state(job_id int) RETURNS int
 LANGUAGE sql STABLE
@@ -410,6 +431,8 @@ BEGIN
 		END;
 	END IF;
 	EXECUTE format('DROP PUBLICATION IF EXISTS %I', r.publication);
+	-- its triggers are disabled by now, and stay for the next cutover (P28)
+	DELETE FROM migrate.reverse_queue q WHERE q.job_id = $1;
 	DELETE FROM migrate.reverse x WHERE x.job_id = $1;
 	DELETE FROM migrate.made_object o
 	WHERE o.job_id = $1 AND o.side = 'target' AND o.kind IN ('publication', 'replication slot');
@@ -494,6 +517,7 @@ DECLARE
 	fence	text;
 BEGIN
 	PERFORM migrate._set_guards($1.job_id, 'DROP');
+	PERFORM migrate._set_queue($1.job_id, 'DROP');
 	RETURN QUERY SELECT * FROM migrate._disarm_reverse($1.job_id);
 	SELECT o.object INTO fence FROM migrate.made_object o
 	WHERE o.job_id = $1.job_id AND o.side = 'source' AND o.kind = 'fence';

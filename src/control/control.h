@@ -88,6 +88,7 @@ extern void migrate_transaction_lock(MigrateLockKind kind, int id);
 extern void migrate_transaction_unlock(MigrateLockKind kind, int id);
 extern bool migrate_transaction_lock_try(MigrateLockKind kind, int id);
 extern bool migrate_lock_is_mine(MigrateLockKind kind, int id);
+extern int	migrate_lock_holder(MigrateLockKind kind, int id);
 extern List *migrate_lock_ids(MigrateLockKind kind);
 
 /* the same for a job worker */

@@ -261,6 +261,23 @@ migrate_lock_is_mine(MigrateLockKind kind, int id)
 	return migrate_lock_held_by_me(&tag, ExclusiveLock);
 }
 
+/* The process that has it; 0: none.  Looks through all locks of the server. */
+int
+migrate_lock_holder(MigrateLockKind kind, int id)
+{
+	LockData   *locks = GetLockStatusData();
+	LOCKTAG		tag;
+	int			pid = 0;
+
+	locktag(&tag, kind, id);
+	for (int i = 0; i < locks->nelements && pid == 0; i++)
+		if (locks->locks[i].holdMask != 0 && memcmp(&tag, &locks->locks[i].locktag, sizeof(tag)) == 0)
+			pid = locks->locks[i].pid;
+	pfree(locks->locks);
+	pfree(locks);
+	return pid;
+}
+
 /* The ids of all locks of a kind that somebody has, in this database. */
 List *
 migrate_lock_ids(MigrateLockKind kind)

@@ -201,7 +201,7 @@ step_reverse(Cutover *c)
 	}
 	migrate_apply_ensure(c->job, me.handle);
 	MemoryContextSwitchTo(c->row->mcxt);
-	if (migrate_cutover_call(c->row, "SELECT migrate._arm_reverse($1)") == 0)
+	if (migrate_cutover_call_as_writer(c->row, "SELECT migrate._arm_reverse($1)") == 0)
 		return pstrdup("no way back, see migrate.readiness");
 	while (migrate_cutover_call(c->row, "SELECT migrate._reverse_state($1)") == 0)
 	{
@@ -477,8 +477,9 @@ lock_targets(Cutover *c)
 							 psprintf("%lld", (long long) Max(1, c->row->max_downtime_ms - migrate_cutover_ms_since(c->paused_at))),
 							 PGC_USERSET, PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 	migrate_spi_exec("SELECT DISTINCT g.tgrelid FROM pg_catalog.pg_trigger g"
-					 " WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgparentid = 0"
-					 " AND g.tgname = 'migrate_guard_' || $1 ORDER BY 1",
+					 " WHERE g.tgfoid IN ('migrate._guard()'::regprocedure, 'migrate._note_change()'::regprocedure)"
+					 " AND g.tgparentid = 0 AND g.tgname IN ('migrate_guard_' || $1, 'migrate_queue_' || $1,"
+					 "  'migrate_queue_' || $1 || '_t') ORDER BY 1",
 					 1, &type, &value, NULL, SPI_OK_SELECT);
 	n = (int) SPI_processed;
 	relids = palloc(sizeof(Oid) * (n + 1));

@@ -8,6 +8,10 @@
  *	  armed		decode; until the target is opened all of it is thrown away
  *	  opened	decode -> net effect per key -> inverse mapping -> source
  *
+ * Where this server has no logical decoding, or option reverse says so, the
+ * changes come from the queue that triggers fill (queue.c), which is also
+ * emptied here; the rest is the same.
+ *
  * What is applied commits on the source first, then here (dead letters), then
  * the slot is confirmed.  A crash in between repeats the changes, and every
  * statement is idempotent: nothing is lost and nothing is there twice.
@@ -75,7 +79,9 @@ typedef struct ReverseWorker
 	XLogRecPtr	open_lsn;		/* invalid: not opened */
 	int64		max_wal;		/* 0: no limit */
 	MigrateConn *conn;
+	bool		by_trigger;		/* the queue, else the decoder */
 	MigrateDecoder *decoder;
+	MigrateQueue *queue;
 	HTAB	   *tables;
 	MigrateMessage msg;
 	TimestampTz confirmed_at;
@@ -193,7 +199,7 @@ load_rows(void)
 				 "  ORDER BY c.cutover_id DESC LIMIT 1),"
 				 " migrate._option($1, 'max_target_wal'),"
 				 " (SELECT c.digest FROM migrate.cutover c WHERE c.job_id = $1 AND c.direction = 'forward'"
-				 "  AND c.fence = 'external' ORDER BY c.cutover_id DESC LIMIT 1)"
+				 "  AND c.fence = 'external' ORDER BY c.cutover_id DESC LIMIT 1), (r.kind = 'trigger')::int"
 				 " FROM migrate.reverse r WHERE r.job_id = $1 AND r.state <> 'lost'", SPI_OK_SELECT);
 	found = SPI_processed == 1;
 	if (found)
@@ -209,6 +215,7 @@ load_rows(void)
 		worker.max_wal = migrate_spi_int64(0, 5, 0);
 		digest = migrate_spi_text(0, 6);
 		worker.mark = digest ? migrate_external_mark(digest) : NULL;
+		worker.by_trigger = migrate_spi_int64(0, 7, 0) != 0;
 	}
 	migrate_spi_end();
 	MemoryContextSwitchTo(old);
@@ -261,6 +268,9 @@ close_session(bool failed)
 	if (worker.decoder)
 		migrate_decoder_close(worker.decoder, failed);
 	worker.decoder = NULL;
+	if (worker.queue)
+		migrate_queue_close(worker.queue);
+	worker.queue = NULL;
 	if (worker.conn)
 		migrate_disconnect(worker.conn);
 	worker.conn = NULL;
@@ -282,6 +292,55 @@ tell_lost(const char *reason, const char *how)
 }
 
 /*
+ * The queue has grown beyond max_target_wal: nothing more is noted.  Writers
+ * hold up each table's lock, and are held up for a moment; the number of tables
+ * whose triggers are still at work.
+ */
+static int
+stop_noting(void)
+{
+	int			left;
+
+	StartTransactionCommand();
+	migrate_spi_begin();
+	exec_for_job("SELECT migrate._stop_queue($1)", SPI_OK_SELECT);
+	left = (int) migrate_spi_int64(0, 0, 0);
+	migrate_spi_end();
+	CommitTransactionCommand();
+	return left;
+}
+
+static bool
+queue_is_too_long(void)
+{
+	int64		size;
+	int			left;
+
+	if (worker.max_wal <= 0)
+		return false;
+	StartTransactionCommand();
+	size = migrate_queue_size(worker.queue);
+	CommitTransactionCommand();
+	if (size <= worker.max_wal)
+		return false;
+	while ((left = stop_noting()) > 0)
+	{
+		if (must_leave())
+			return true;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 MIGRATE_NAP, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	migrate_queue_trim(worker.queue);
+	close_session(false);
+	tell_lost("its queue was longer than max_target_wal, and was dropped",
+			  psprintf("the queue for the way back had %lld bytes, more than max_target_wal, and was dropped",
+					   (long long) size));
+	return true;
+}
+
+/*
  * max_target_wal: rather no way back than a full disk.  By the slot and not by
  * the decoder, for there is none while the source does not answer, which is
  * when WAL piles up.
@@ -294,6 +353,8 @@ holds_too_much(void)
 	XLogRecPtr	restart;
 	XLogRecPtr	now = GetXLogWriteRecPtr();
 
+	if (worker.by_trigger)
+		return queue_is_too_long();
 	if (slot == NULL || worker.max_wal <= 0)
 		return false;
 	SpinLockAcquire(&slot->mutex);
@@ -323,7 +384,7 @@ slot_is_lost(void)
 	ReplicationSlot *slot = SearchNamedReplicationSlot(worker.slot, true);
 	XLogRecPtr	restart;
 
-	if (worker.open_lsn == InvalidXLogRecPtr)
+	if (worker.open_lsn == InvalidXLogRecPtr || worker.by_trigger)
 		return false;
 	if (slot == NULL)
 	{
@@ -352,10 +413,16 @@ open_session(void)
 		CommitTransactionCommand();
 		return false;
 	}
+	if (worker.by_trigger)
+	{
+		old = MemoryContextSwitchTo(worker.session);
+		worker.queue = migrate_queue_open(worker.job_id);
+		MemoryContextSwitchTo(old);
+	}
 	CommitTransactionCommand();
 	if (slot_is_lost() || holds_too_much())
 		return false;
-	if (!slot_exists(worker.slot))
+	if (!worker.by_trigger && !slot_exists(worker.slot))
 	{
 		migrate_worker_phase("arm");
 		migrate_decoder_make_slot(worker.slot);
@@ -368,7 +435,8 @@ open_session(void)
 	connect_source();
 	old = MemoryContextSwitchTo(worker.session);
 	worker.tables = migrate_reverse_tables(worker.job, worker.conn);
-	worker.decoder = migrate_decoder_open(worker.slot, worker.publication);
+	if (!worker.by_trigger)
+		worker.decoder = migrate_decoder_open(worker.slot, worker.publication);
 	MemoryContextSwitchTo(old);
 	CommitTransactionCommand();
 	worker.confirmed_at = GetCurrentTimestamp();
@@ -522,6 +590,13 @@ begin_on_source(void)
 								  worker.mark ? psprintf("), %s", worker.mark) : ")")));
 }
 
+static bool
+next_message(const char **data, int *len)
+{
+	return worker.queue ? migrate_queue_next(worker.queue, data, len) :
+		migrate_decoder_next(worker.decoder, data, len);
+}
+
 /*
  * Everything that was decoded: what is the application's is collected and
  * written, in one transaction on each side.
@@ -537,7 +612,7 @@ apply_decoded(ReverseCounts *counts, int64 *changes)
 	StartTransactionCommand();
 	if (worker.open_lsn == InvalidXLogRecPtr)
 		(void) load_rows();
-	while (migrate_decoder_next(worker.decoder, &data, &len))
+	while (next_message(&data, &len))
 	{
 		MemoryContextSwitchTo(worker.batch);
 		migrate_message_parse(&worker.msg, data, len, worker.session);
@@ -560,6 +635,8 @@ apply_decoded(ReverseCounts *counts, int64 *changes)
 		PQclear(migrate_exec(worker.conn, "COMMIT"));
 		migrate_fault("reverse-committed");
 	}
+	if (worker.queue)
+		migrate_queue_delete(worker.queue);
 	/* dead letters must be on disk before the slot is confirmed */
 	if (counts->dead > 0)
 		ForceSyncCommit();
@@ -568,13 +645,13 @@ apply_decoded(ReverseCounts *counts, int64 *changes)
 }
 
 static void
-publish_position(XLogRecPtr lsn, ReverseCounts *counts, int64 changes)
+publish_position(XLogRecPtr lsn, ReverseCounts *counts, int64 changes, int64 retained)
 {
 	SpinLockAcquire(&migrate_shared->mutex);
 	migrate_shared->live.reverse_lsn = lsn;
 	migrate_shared->live.reverse_changes += changes;
 	migrate_shared->live.reverse_dead += counts->dead;
-	migrate_shared->live.reverse_retained = migrate_decoder_retained(worker.decoder);
+	migrate_shared->live.reverse_retained = retained;
 	SpinLockRelease(&migrate_shared->mutex);
 	migrate_worker_count(changes, 0, counts->dead);
 }
@@ -605,7 +682,45 @@ batch(void)
 		worker.confirmed_at = GetCurrentTimestamp();
 	}
 	if (lsn != from || changes > 0)
-		publish_position(lsn, &counts, changes);
+		publish_position(lsn, &counts, changes, migrate_decoder_retained(worker.decoder));
+	return changes > 0;
+}
+
+/*
+ * The same from the queue.  Of a part, what cannot be written yet is put off
+ * until all has been seen.
+ */
+static bool
+queue_batch(void)
+{
+	ReverseCounts counts = {0};
+	int64		changes = 0;
+	XLogRecPtr	from = migrate_shared->live.reverse_lsn;
+	XLogRecPtr	lsn;
+	int64		size;
+
+	migrate_worker_phase("read");
+	lsn = migrate_queue_read(worker.queue);
+	if (migrate_queue_partial(worker.queue))
+		lsn = from;
+	if (!migrate_queue_empty(worker.queue))
+	{
+		migrate_worker_phase("write");
+		counts.postpone = migrate_queue_partial(worker.queue);
+		apply_decoded(&counts, &changes);
+		migrate_queue_widen(worker.queue, counts.postponed > 0 && counts.upserts + counts.deletes == 0);
+		if (counts.postponed > 0)
+			lsn = from;
+		migrate_queue_forget(worker.queue);
+		MemoryContextReset(worker.batch);
+		migrate_queue_trim(worker.queue);
+	}
+	if (lsn == from && changes == 0)
+		return false;
+	StartTransactionCommand();
+	size = migrate_queue_size(worker.queue);
+	CommitTransactionCommand();
+	publish_position(lsn, &counts, changes, size);
 	return changes > 0;
 }
 
@@ -614,14 +729,20 @@ batch(void)
  * ----------------------------------------------------------------
  */
 
-/* Between batches there is nothing to do but look at the WAL's end. */
+/*
+ * Between batches there is nothing to do but look at the WAL's end.  Who writes
+ * to the queue wakes us, unless we have just come, or it was a prepared
+ * transaction.
+ */
 static void
 doze(void)
 {
+	long		nap = worker.queue ? MIGRATE_NAP :
+	worker.open_lsn == InvalidXLogRecPtr ? LOOK_AGAIN * 10 : LOOK_AGAIN;
+
 	migrate_worker_phase("wait");
 	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-					 worker.open_lsn == InvalidXLogRecPtr ? LOOK_AGAIN * 10 : LOOK_AGAIN,
-					 PG_WAIT_EXTENSION);
+					 nap, PG_WAIT_EXTENSION);
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 	migrate_worker_reload();
@@ -671,11 +792,11 @@ run(void)
 
 		PG_TRY();
 		{
-			if (worker.decoder == NULL && !open_session())
+			if (worker.decoder == NULL && worker.queue == NULL && !open_session())
 				leave = true;
 			else
 			{
-				bool		worked = batch();
+				bool		worked = worker.queue ? queue_batch() : batch();
 
 				if (holds_too_much())
 					leave = true;
@@ -695,7 +816,7 @@ run(void)
 			return;
 		if (edata == NULL)
 		{
-			if (errors > 0 && worker.decoder)
+			if (errors > 0 && worker.conn)
 			{
 				errors = 0;
 				no_error();
@@ -710,6 +831,7 @@ run(void)
 						 migrate_backoff(errors, 5000), PG_WAIT_EXTENSION);
 		ResetLatch(MyLatch);
 		CHECK_FOR_INTERRUPTS();
+		migrate_worker_reload();
 	}
 }
 

@@ -4,6 +4,7 @@
  *	  The way back: the target's own changes since it was opened, to the source.
  *
  *	  decode.c			logical decoding of this server's WAL, in process
+ *	  queue.c			where there is none: what triggers have noted
  *	  reverse.c			the worker: transactions, position, confirmation
  *	  reverse_table.c	a target table of the job as a source of rows, its
  *						inverse mapping, the net effect of changes per key
@@ -71,6 +72,37 @@ extern void migrate_decoder_confirm(MigrateDecoder *decoder, XLogRecPtr lsn);
 
 /* WAL that the slot holds back, bytes. */
 extern int64 migrate_decoder_retained(MigrateDecoder *decoder);
+
+/* ----------------------------------------------------------------
+ * in queue.c: the same messages from the queue that triggers fill
+ * ----------------------------------------------------------------
+ */
+typedef struct MigrateQueue MigrateQueue;
+
+/* In a transaction; everything lives in the current memory context. */
+extern MigrateQueue *migrate_queue_open(int job_id);
+extern void migrate_queue_close(MigrateQueue *queue);
+
+/*
+ * What is visible now.  Outside a transaction.  The position up to which
+ * everything is in it; partial: no, there is more.
+ */
+extern XLogRecPtr migrate_queue_read(MigrateQueue *queue);
+extern bool migrate_queue_empty(MigrateQueue *queue);
+extern bool migrate_queue_partial(MigrateQueue *queue);
+extern void migrate_queue_widen(MigrateQueue *queue, bool more);
+extern bool migrate_queue_next(MigrateQueue *queue, const char **data, int *len);
+
+/* When the source has it: take it from the queue (in a transaction); forget it. */
+extern void migrate_queue_delete(MigrateQueue *queue);
+extern void migrate_queue_forget(MigrateQueue *queue);
+
+/* Put a row's key (row: a JSON object) into it again, in a transaction. */
+extern void migrate_queue_again(int job_id, Oid relid, const char *row);
+
+/* Bytes on disk, in a transaction; give them back where that is free. */
+extern int64 migrate_queue_size(MigrateQueue *queue);
+extern void migrate_queue_trim(MigrateQueue *queue);
 
 /* ----------------------------------------------------------------
  * in reverse.c, for the job worker: start it, make it leave (true: it has)

@@ -45,6 +45,7 @@
 #include "utils/snapmgr.h"
 
 #include "control/control.h"
+#include "cutover/reverse.h"
 #include "extract/extract.h"
 
 /* rows of one statement: at most so many, and so many bytes */
@@ -784,6 +785,13 @@ bury(Portion *p, ReverseEntry *entry, ErrorData *edata)
 	MigrateLoadContext ctx = {.job = p->job};
 	char	  **row = p->how == WRITE_GONE ? entry->gone : entry->image;
 
+	if (p->counts->postpone)
+	{
+		migrate_queue_again(p->job->job_id, p->way->src->foreign_table,
+							row_json(p->way->src, row, false));
+		p->counts->postponed++;
+		return;
+	}
 	migrate_dead_letter_insert(&ctx, p->way->mapping_id, "back",
 							   row_json(p->way->src, row, true),
 							   row_json(p->way->src, row, false), NULL, edata, NULL);

@@ -65,6 +65,10 @@ typedef struct ReverseCounts
 	int64		upserts;
 	int64		deletes;
 	int64		dead;
+
+	/* more is to come: what cannot be written yet is queued again (queue.c) */
+	bool		postpone;
+	int64		postponed;
 } ReverseCounts;
 
 /* In a transaction; everything in the current memory context. */

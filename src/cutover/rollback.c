@@ -136,6 +136,8 @@ wait_sent(Cutover *c, XLogRecPtr lsn, int64 patience_ms)
 							   LSN_FORMAT_ARGS(lsn), (long long) migrate_cutover_ms_since(begin)),
 					 errhint("See migrate.lag and migrate.workers.")));
 		migrate_reverse_ensure(c->job, me.handle);
+		/* nobody's commit wakes it when all is read */
+		migrate_wake_pid(migrate_shared->live.reverse_pid);
 		migrate_cutover_doze(CUTOVER_LOOK_AGAIN);
 	}
 }
@@ -185,10 +187,10 @@ set_lock_timeout(int64 ms)
 							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
 }
 
-/* the guards of a job, $1, on the tables that they are made on */
+/* guards and notes of a job, $1, on the tables that they are made on */
 #define GUARDS "FROM pg_catalog.pg_trigger g" \
-	" WHERE g.tgfoid = 'migrate._guard()'::regprocedure AND g.tgparentid = 0" \
-	" AND g.tgname = 'migrate_guard_' || $1"
+	" WHERE g.tgfoid IN ('migrate._guard()'::regprocedure, 'migrate._note_change()'::regprocedure)" \
+	" AND g.tgparentid = 0 AND g.tgname IN ('migrate_guard_' || $1, 'migrate_queue_' || $1, 'migrate_queue_' || $1 || '_t')"
 
 /*
  * P25: the locks that the guards need, of all tables within one time-out, so
@@ -371,6 +373,8 @@ mark_closed(Cutover *c)
 	values[1] = LSNGetDatum(migrate_cutover_source_position(c->conn));
 	values[2] = Int32GetDatum(c->row->cutover_id);
 	migrate_cutover_force_flush(c->conn);
+	/* P30: what comes here now is ours */
+	exec_int("SELECT migrate._set_queue($1, 'DISABLE')", c->job->job_id, SPI_OK_SELECT);
 	migrate_spi_exec("UPDATE migrate.apply_position SET applied_lsn = $2 WHERE job_id = $1 AND applied_lsn < $2",
 					 2, types, values, NULL, SPI_OK_UPDATE);
 	migrate_spi_exec("UPDATE migrate.cutover SET closed = true, fence_lsn = $2 WHERE cutover_id = $3 AND $1 IS NOT NULL",

@@ -299,6 +299,10 @@ migrate_cutover_open(MigrateCutover *cutover, TimestampTz paused_at)
 	migrate_writer_lock(cutover->job->job_id);
 	exec_for_cutover(cutover, "SELECT migrate._set_guards($1, 'DISABLE')", 1, &type, &job_id,
 					 NULL, SPI_OK_SELECT);
+	/* what the application writes from now on is noted, and nothing of ours */
+	exec_for_cutover(cutover, "SELECT migrate._set_queue($1, 'ENABLE ALWAYS') FROM migrate.reverse"
+					 " WHERE job_id = $1 AND kind = 'trigger'", 1, &type, &job_id,
+					 NULL, SPI_OK_SELECT);
 	/* P29: with the writer lock nothing of ours commits after it */
 	exec_for_cutover(cutover, "UPDATE migrate.reverse SET open_lsn = pg_current_wal_insert_lsn()"
 					 " WHERE job_id = $1", 1, &type, &job_id, NULL, SPI_OK_UPDATE);
