@@ -343,7 +343,7 @@ CREATE TABLE migrate.validation_run (
 	-- what was compared: a mapping or a check of the user's
 	mapping_id	int REFERENCES migrate.mapping ON DELETE CASCADE,
 	check_name	text,
-	level		text NOT NULL CHECK (level IN ('count', 'checksum', 'full', 'check')),
+	level		text NOT NULL CHECK (level IN ('count', 'checksum', 'full', 'check', 'changed')),
 	-- who computed the source's digests; null at level count
 	digest		text CHECK (digest IN ('here', 'source', 'extension')),
 	source_rows	bigint,

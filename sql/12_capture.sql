@@ -106,6 +106,29 @@ CREATE TABLE migrate.apply_position (
 ) WITH (fillfactor = 10);
 COMMENT ON TABLE migrate.apply_position IS 'up to where each job has applied the source''s changes';
 
+/*
+ * What changed since is known from the spool: that is all that the last check
+ * of a cutover has to look at.  Valid for one generation of the stream and one
+ * plan of the table only.
+ */
+CREATE TABLE migrate.validated (
+	mapping_id	int PRIMARY KEY REFERENCES migrate.mapping ON DELETE CASCADE,
+	job_id		int NOT NULL REFERENCES migrate.job ON DELETE CASCADE,
+	stream_id	int NOT NULL REFERENCES migrate.stream ON DELETE CASCADE,
+	generation	int NOT NULL,
+	plan_no		int NOT NULL,
+	-- both sides were compared where this is the applied position
+	source_lsn	pg_lsn NOT NULL,
+	-- row of the spool in which the next source transaction begins, or one before
+	seq			bigint NOT NULL,
+	-- of migrate.validation_run; it may have been removed since
+	validation_id bigint NOT NULL,
+	validated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+CREATE INDEX validated_job ON migrate.validated (job_id);
+CREATE INDEX validated_stream ON migrate.validated (stream_id);
+COMMENT ON TABLE migrate.validated IS 'up to where in the stream each mapping was compared with its source; what changed since is in the spool';
+
 ALTER TABLE migrate.stream ENABLE ROW LEVEL SECURITY;
 CREATE POLICY own ON migrate.stream USING (pg_has_role(owner, 'USAGE'));
 
@@ -119,7 +142,7 @@ BEGIN
 		EXECUTE format('CREATE POLICY own ON migrate.%I USING '
 					   '(stream_id IN (SELECT s.stream_id FROM migrate.stream s))', t);
 	END LOOP;
-	FOREACH t IN ARRAY '{job_stream,apply_position}'::text[]
+	FOREACH t IN ARRAY '{job_stream,apply_position,validated}'::text[]
 	LOOP
 		EXECUTE format('ALTER TABLE migrate.%I ENABLE ROW LEVEL SECURITY', t);
 		EXECUTE format('CREATE POLICY own ON migrate.%I USING '

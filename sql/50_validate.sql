@@ -9,6 +9,10 @@
  *				buckets are found one by one.  Misses what collides in XXH3's
  *				128 bits: chance one in 10^38, no protection against intent.
  *	full		the same, and keeps both rows of each difference.
+ *	changed		the rows that the stream of changes names since the target was
+ *				compared last, as checksum does.  Finds what went wrong with a
+ *				change; no row that was damaged here without one.  Where it is
+ *				not known what changed, the whole table, as checksum.
  *
  * No level sees target columns that the mapping does not give (defaults,
  * generated columns), nor target rows outside the mapping's "owns".
@@ -21,7 +25,14 @@ RETURNS SETOF record
 LANGUAGE C SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'migrate_validate';
 COMMENT ON FUNCTION @extschema@.migrate_validate(text, text, text) IS
-	'compare each mapping''s source, mapped, with its target on a quiet source: level count, checksum or full; rows that differ (at most 1,000 a mapping) are in migrate.difference; error 42704 for an unknown job or target, 22023 for an unknown level';
+	'compare each mapping''s source, mapped, with its target: level count, checksum, full or changed (the rows that changed since the last checksum, full or changed; jobs that follow their source live); rows that differ (at most 1,000 a mapping) are in migrate.difference; error 42704 for an unknown job or target, 22023 for an unknown level';
+
+CREATE FUNCTION migrate._changed_since(job_id int, OUT mapping_id int, OUT keys bigint, OUT whole text)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT ROWS 20 SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'migrate_changed_since';
+COMMENT ON FUNCTION migrate._changed_since(int) IS
+	'how many rows (keys) of each target of a job changed on the source since it was validated, counted in the spool, which is read; whole: why all of it counts as changed, keys is null then';
 
 CREATE FUNCTION migrate._live_validations(
 	OUT job_id int, OUT pid int, OUT mapping_id int, OUT level text, OUT digest text, OUT phase text,

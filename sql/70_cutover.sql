@@ -226,7 +226,7 @@ BEGIN
 	SELECT string_agg(x.target, ', ') INTO what
 	FROM (SELECT m.target,
 				 (SELECT v.matched AND v.started_at > now() - interval '24 hours' FROM migrate.validation_run v
-				  WHERE v.mapping_id = m.mapping_id AND v.status <> 'running'
+				  WHERE v.mapping_id = m.mapping_id AND v.status <> 'running' AND v.level <> 'changed'
 				  ORDER BY v.validation_id DESC LIMIT 1) AS good
 		  FROM migrate.mapping m WHERE m.job_id = $1.job_id) x
 	WHERE x.good IS NOT TRUE;
@@ -238,6 +238,20 @@ BEGIN
 		AND NOT EXISTS (SELECT FROM migrate.hook h WHERE h.job_id = $1.job_id AND h.phase = 'fence') THEN
 		RETURN QUERY SELECT 'fence_hook', 'Nothing says when the source is fenced: there is no hook and no gate of phase "fence".',
 			format('Close the source there with migrate_add_hook(%L, ''fence'', ''source'', ''...''), or let a gate wait for your word: migrate_add_hook(%1$L, ''fence'', ''gate''). What opens it again belongs to phase "lift".', $1.job);
+	END IF;
+
+	-- explained by dead letters: those are named above
+	SELECT string_agg(m.target, ', ') INTO what
+	FROM migrate.mapping m
+	CROSS JOIN LATERAL (SELECT v.validation_id, v.level, v.matched FROM migrate.validation_run v
+						WHERE v.mapping_id = m.mapping_id AND v.status <> 'running' AND v.level <> 'count'
+						ORDER BY v.validation_id DESC LIMIT 1) l
+	WHERE m.job_id = $1.job_id AND l.level = 'changed' AND NOT l.matched
+	  AND (NOT EXISTS (SELECT FROM migrate.difference d WHERE d.validation_id = l.validation_id)
+		   OR EXISTS (SELECT FROM migrate.difference d WHERE d.validation_id = l.validation_id AND d.dead_letter IS NULL));
+	IF what IS NOT NULL THEN
+		RETURN QUERY SELECT 'last_check', format('Rows that changed are not equal: %s.', what),
+			'See migrate.differences; run migrate_repair, and migrate_validate after it.';
 	END IF;
 	RETURN QUERY SELECT * FROM migrate._fence_obstacles($1);
 END
@@ -339,7 +353,7 @@ CREATE FUNCTION migrate._cutover_steps() RETURNS text[]
 LANGUAGE sql IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-	SELECT '{prechecks,guard,reverse,arm,lag,fence,drain,check,sequences,commit,open}'::text[]
+	SELECT '{prechecks,guard,reverse,arm,validate,lag,fence,drain,check,sequences,commit,open}'::text[]
 $$;
 COMMENT ON FUNCTION migrate._cutover_steps() IS 'the steps of a cutover, in order';
 
@@ -459,6 +473,12 @@ BEGIN
 					   WHERE s.job_id = j.job_id AND c.direction = $2 AND s.step = n.step AND s.state = 'done'
 					   ORDER BY s.cutover_id DESC LIMIT 1) l ON true
 	ORDER BY n.pos;
+	IF $2 = 'forward' AND j.state = 'streaming' AND migrate._option(j.job_id, 'last_check') = 'changed' THEN
+		RETURN QUERY
+		SELECT format('to compare: %s keys that changed since the last validation%s', coalesce(sum(c.keys), 0),
+					  '; whole: ' || string_agg(format('%s (%s)', m.target, c.whole), ', ' ORDER BY m.target) FILTER (WHERE c.whole IS NOT NULL))
+		FROM migrate._changed_since(j.job_id) c JOIN migrate.mapping m USING (mapping_id);
+	END IF;
 	FOR b IN SELECT * FROM migrate._blockers(j) WHERE $2 = 'forward'
 	LOOP
 		RETURN NEXT format('in the way: %s: %s %s', b.name, b.detail, b.hint);
@@ -539,7 +559,7 @@ BEGIN
 END
 $$;
 COMMENT ON PROCEDURE @extschema@.migrate_cutover(text, interval, text, boolean) IS
-'switch over: fence the source, drain, check, set sequences, open the target; prints each step with its duration. max_downtime: longest time that the application may wait, after which all is undone; stop_before: a step to stop and undo at (''open'' is the rehearsal); dry_run: print the steps with the time that each took last. Not within a transaction block. Losing the client changes nothing. Errors: 22023 bad argument, 55006 one is under way, 55000 the job is not ready; the error for which it was undone';
+'switch over: compare what changed since the last validation, fence the source, drain, check, set sequences, open the target; prints each step with its duration. max_downtime: longest time that the application may wait, after which all is undone; stop_before: a step to stop and undo at (''open'' is the rehearsal); dry_run: print the steps with the time that each took last. Not within a transaction block. Losing the client changes nothing. Errors: 22023 bad argument, 55006 one is under way, 55000 the job is not ready; the error for which it was undone';
 
 CREATE PROCEDURE @extschema@.migrate_rollback(job text, max_downtime interval DEFAULT '5s',
 											  stop_before text DEFAULT NULL, dry_run boolean DEFAULT false)

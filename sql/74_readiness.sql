@@ -41,7 +41,7 @@ CREATE VIEW migrate.readiness WITH (security_invoker = true) AS
 		   p.pause AS predicted_pause, p.ended_at AS measured_at,
 		   b.obstacles IS NULL AS rollback_possible,
 		   coalesce('everything written here after the opening: ' || b.obstacles, l.lost) AS rollback_loses,
-		   r.details
+		   r.details, v.validated_at, v.changed_keys, v.not_known
 	FROM migrate._readiness() r
 	JOIN migrate.job j USING (job_id)
 	LEFT JOIN LATERAL (SELECT c.pause, c.ended_at FROM migrate.cutover c
@@ -51,6 +51,13 @@ CREATE VIEW migrate.readiness WITH (security_invoker = true) AS
 					   FROM migrate._reverse_obstacles(j.job_id) o) b ON true
 	LEFT JOIN LATERAL (SELECT string_agg(format('%s of %s', array_to_string(i.lost, ', '), m.target), '; ') AS lost
 					   FROM migrate.inverse i JOIN migrate.mapping m USING (mapping_id)
-					   WHERE i.job_id = j.job_id AND i.lost <> '{}') l ON true;
+					   WHERE i.job_id = j.job_id AND i.lost <> '{}') l ON true
+	LEFT JOIN LATERAL (SELECT CASE WHEN count(v.mapping_id) = count(*) THEN min(v.validated_at) END AS validated_at,
+							  sum(c.keys)::bigint AS changed_keys,
+							  array_agg(m.target ORDER BY m.target) FILTER (WHERE c.whole IS NOT NULL) AS not_known
+					   FROM migrate._changed_since(j.job_id) c
+					   JOIN migrate.mapping m USING (mapping_id)
+					   LEFT JOIN migrate.validated v USING (mapping_id)
+					   WHERE j.state = 'streaming') v ON true;
 COMMENT ON VIEW migrate.readiness IS
-'one row a job that follows its source live or is cut over: whether its cutover may begin, what blocks it, what was accepted (migrate_accept with check ''cutover''), the pause as the last rehearsal or cutover measured it, and what going back would lose. Asks the sources';
+'one row a job that follows its source live or is cut over: whether its cutover may begin, what blocks it, what was accepted (migrate_accept with check ''cutover''), the pause as the last rehearsal or cutover measured it, and what going back would lose; validated_at: since when all targets were compared, changed_keys: how many rows changed since, as the spool tells, not_known: targets that are compared whole. Asks the sources';

@@ -3,9 +3,10 @@
  * cutover.c
  *	  The cutover, step by step, in the job worker.
  *
- *	  prechecks -> guard -> reverse -> arm -> lag -> fence -> drain -> check -> sequences
- *	  -> commit -> open
- *	  |-- the application writes --|-- it waits -------------------------|
+ *	  prechecks -> guard -> reverse -> arm -> validate -> lag
+ *	  |-- the application writes ----------------------------|
+ *	  -> fence -> drain -> check -> sequences -> commit -> open
+ *	  |-- it waits -------------------------------------------|
  *
  * Up to "commit" nothing has happened that the source would remember but for
  * triggers that let everything through: the fence is an open transaction there
@@ -51,6 +52,7 @@
 #include "control/job_worker.h"
 #include "cutover/driver.h"
 #include "cutover/external.h"
+#include "cutover/last_check.h"
 #include "cutover/reverse.h"
 #include "extract/extract.h"
 #include "load/apply.h"
@@ -371,10 +373,15 @@ step_fence(Cutover *c)
 	int			tries = 1;
 	char	   *blockers;
 
+	/* a gate may have been waited at */
+	migrate_last_check_again(c);
 	if (c->row->external)
 		return migrate_external_fence(c);
 	for (; !lock_source(c, &blockers); tries++)
+	{
 		migrate_cutover_try_again(c, "source", begin, tries, &pause, blockers);
+		migrate_last_check_again(c);
+	}
 	migrate_fault("cutover-locked");
 	migrate_fence_close(c->fence, c->row->digest, c->row->new_home);
 	return psprintf("%d tables, %d %s", c->fence->nleaves, tries, tries == 1 ? "try" : "tries");
@@ -388,6 +395,7 @@ step_drain(Cutover *c)
 
 	migrate_cutover_force_flush(c->conn);
 	wait_applied(c, lsn);
+	c->fence_lsn = lsn;
 	migrate_cutover_note_lsn(c->row, lsn);
 	return psprintf("up to %X/%X", LSN_FORMAT_ARGS(lsn));
 }
@@ -511,11 +519,12 @@ unlock_targets(void)
 	locked_targets = NIL;
 }
 
-/* P2 under the fence, and what else must be so. */
+/* P2 under the fence, what else must be so, and P32: what changed. */
 static char *
 step_check(Cutover *c)
 {
 	MemoryContext mcxt = CurrentMemoryContext;
+	char	   *detail;
 
 	migrate_cutover_stop_apply(c);
 	if (c->row->external)
@@ -526,8 +535,9 @@ step_check(Cutover *c)
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(mcxt);
 	(void) migrate_cutover_call(c->row, "SELECT 0 FROM migrate._cutover_check($1)");
+	detail = migrate_last_check_under(c);
 	migrate_cutover_deadline(c);
-	return NULL;
+	return detail;
 }
 
 static char *
@@ -588,6 +598,7 @@ static const struct
 	{"guard", step_guard, false, NULL, NULL},
 	{"reverse", step_reverse, false, NULL, NULL},
 	{"arm", step_arm, false, NULL, NULL},
+	{"validate", migrate_last_check_before, false, NULL, NULL},
 	{"lag", step_lag, false, NULL, NULL},
 	{"fence", step_fence, true, "before_fence", "after_fence"},
 	{"drain", step_drain, true, NULL, NULL},

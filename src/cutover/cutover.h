@@ -9,6 +9,7 @@
  *	  guard.c		the target: refuses writes that are not migrate's until it
  *					is opened
  *	  steps.c		the recorded list of steps, hooks and gates
+ *	  last_check.c	what changed is compared, before the fence and under it
  *	  cutover.c		the driver, in the job worker
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License

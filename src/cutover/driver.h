@@ -23,7 +23,14 @@ typedef struct Cutover
 	TimestampTz paused_at;		/* the application waits since; 0: it does not */
 	bool		committing;		/* COMMIT may have been sent */
 	XLogRecPtr	fence_lsn;		/* external: the source's position when it was
-								 * fenced */
+								 * fenced; all up to there is applied, once
+								 * drained */
+
+	/* last_check.c */
+	struct ValidateChanged *changed;	/* NULL: nothing is compared */
+	int			rounds;
+	int64		checked_keys;
+	int			checked_whole;
 } Cutover;
 
 /* in cutover.c */

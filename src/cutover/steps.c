@@ -152,6 +152,7 @@ migrate_cutover_load(MigrateJob *job)
 	cutover->fence_timeout_ms = option_ms(job->job_id, "fence_timeout");
 	cutover->lag_timeout_ms = option_ms(job->job_id, "cutover_lag_timeout");
 	cutover->gate_timeout_ms = option_ms(job->job_id, "gate_timeout");
+	cutover->last_check = strcmp(option_text(job->job_id, "last_check"), "changed") == 0;
 	new_home = option_text(job->job_id, "new_home");
 	cutover->new_home = new_home ? MemoryContextStrdup(mcxt, new_home) : NULL;
 	value = Int32GetDatum(cutover->cutover_id);

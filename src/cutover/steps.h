@@ -36,6 +36,7 @@ typedef struct MigrateCutover
 	int64		lag_timeout_ms;
 	int64		gate_timeout_ms;
 	char	   *new_home;
+	bool		last_check;		/* what changed is compared */
 } MigrateCutover;
 
 /* The one that was asked for or is under way; NULL: none. */

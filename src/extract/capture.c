@@ -163,6 +163,8 @@ static struct
 	int			max_delay_ms;
 	int			connect_timeout_s;
 	int64		next_seq;		/* of the slowest; 0: nobody reads yet */
+	int64		validated_seq;	/* what comes from here on is kept, too, ... */
+	int64		changed_size;	/* ... up to so many bytes */
 
 	/* the source's WAL, over a connection of its own */
 	MigrateConn *watch;
@@ -378,7 +380,8 @@ load_wishes(void)
 					" max(migrate._option(j.job_id, 'spool_retention_size')::bigint),"
 					" min(nullif(migrate._option(j.job_id, 'max_source_wal')::bigint, 0)),"
 					" min(migrate._option(j.job_id, 'retry_max_delay')::bigint),"
-					" min(migrate._option(j.job_id, 'connect_timeout')::bigint)"
+					" min(migrate._option(j.job_id, 'connect_timeout')::bigint),"
+					" max(migrate._option(j.job_id, 'changed_spool_size')::bigint)"
 					" FROM migrate.job_stream s JOIN migrate.job j USING (job_id)"
 					" JOIN migrate.stream m ON m.stream_id = s.stream_id AND m.state = 'running'"
 					" WHERE s.stream_id = $1 AND j.state NOT IN ('defined', 'copied', 'finished', 'cancelled')",
@@ -390,10 +393,14 @@ load_wishes(void)
 	me.max_source_wal = migrate_spi_int64(0, 4, 0);
 	me.max_delay_ms = (int) migrate_spi_int64(0, 5, 30000);
 	me.connect_timeout_s = (int) ((migrate_spi_int64(0, 6, 10000) + 999) / 1000);
+	me.changed_size = migrate_spi_int64(0, 7, 0);
 	exec_for_stream("SELECT min(p.next_seq) FROM migrate.apply_position p"
 					" JOIN migrate.job_stream s USING (job_id) WHERE s.stream_id = $1",
 					SPI_OK_SELECT);
 	me.next_seq = migrate_spi_int64(0, 0, 0);
+	exec_for_stream("SELECT min(v.seq) FROM migrate.validated v JOIN migrate.stream s USING (stream_id, generation)"
+					" WHERE v.stream_id = $1", SPI_OK_SELECT);
+	me.validated_seq = migrate_spi_int64(0, 0, PG_INT64_MAX);
 	migrate_spi_end();
 	CommitTransactionCommand();
 }
@@ -451,7 +458,8 @@ look_at_jobs(void)
 	me.spool->segment_bytes = Min(SPOOL_SEGMENT_BYTES,
 								  Max(me.spool_limit / 8, SPOOL_ROW_BYTES / 4));
 	if (me.next_seq > 0)
-		migrate_spool_drop_passed(me.spool, me.next_seq, me.retention_ms, me.retention_size);
+		migrate_spool_drop_passed(me.spool, me.next_seq, me.retention_ms, me.retention_size,
+								  me.validated_seq, me.changed_size);
 	MemoryContextSwitchTo(me.turn_cxt);
 	judge_limit();
 	SpinLockAcquire(&me.shared->mutex);

@@ -75,6 +75,7 @@ extern char *migrate_range_select(MigrateSource *src, MigrateRange *range);
 extern void migrate_append_columns(StringInfo buf, MigrateSource *src);
 extern void migrate_append_from(StringInfo buf, MigrateSource *src,
 								MigrateRange *range);
+extern void migrate_append_keys_at(StringInfo buf, MigrateSource *src, List *keys);
 extern void migrate_append_where(StringInfo buf, MigrateSource *src,
 								 MigrateRange *range);
 extern void migrate_append_order(StringInfo buf, MigrateSource *src);

@@ -411,8 +411,8 @@ append_key_at(StringInfo buf, MigrateSource *src, char **key)
  * list (both sessions find pg_catalog's operators first), which one scan of its
  * index serves; several with OR.
  */
-static void
-append_keys_at(StringInfo buf, MigrateSource *src, List *keys)
+void
+migrate_append_keys_at(StringInfo buf, MigrateSource *src, List *keys)
 {
 	Oid			type = src->columns[src->keys[0]].type;
 	List	   *name = list_make2(makeString("pg_catalog"), makeString("="));
@@ -458,7 +458,7 @@ migrate_append_where(StringInfo buf, MigrateSource *src, MigrateRange *range)
 	if (range->keys_at)
 	{
 		appendStringInfoString(buf, sep);
-		append_keys_at(buf, src, range->keys_at);
+		migrate_append_keys_at(buf, src, range->keys_at);
 		return;
 	}
 	several = range->where != NULL;

@@ -81,6 +81,7 @@ extern XLogRecPtr migrate_spool_commit(SpoolWriter *w, XLogRecPtr spooled_lsn);
 extern int64 migrate_spool_total(SpoolWriter *w);
 extern int64 migrate_spool_pending(SpoolWriter *w, int64 next_seq);
 extern int	migrate_spool_drop_passed(SpoolWriter *w, int64 next_seq,
-									  int64 retention_ms, int64 retention_size);
+									  int64 retention_ms, int64 retention_size,
+									  int64 keep_seq, int64 keep_size);
 
 #endif							/* MIGRATE_SPOOL_H */

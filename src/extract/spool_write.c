@@ -708,11 +708,12 @@ drop_segment(SpoolWriter *w, SpoolSegment *s)
 
 /*
  * Drop segments that every reader has passed, all being at next_seq or beyond,
- * unless they are to be kept for a while.  Outside a transaction.
+ * unless they are to be kept for a while, or hold what comes from row keep_seq
+ * on and are not more than keep_size.  Outside a transaction.
  */
 int
 migrate_spool_drop_passed(SpoolWriter *w, int64 next_seq, int64 retention_ms,
-						  int64 retention_size)
+						  int64 retention_size, int64 keep_seq, int64 keep_size)
 {
 	MemoryContext old = CurrentMemoryContext;
 	int64		passed = 0;
@@ -735,6 +736,8 @@ migrate_spool_drop_passed(SpoolWriter *w, int64 next_seq, int64 retention_ms,
 		if (passed <= retention_size &&
 			!TimestampDifferenceExceeds(s->sealed_at, GetCurrentTimestamp(),
 										(int) Min(retention_ms, INT_MAX)))
+			break;
+		if (s->last_seq >= keep_seq && passed <= keep_size)
 			break;
 		if (!drop_segment(w, s))
 			break;

@@ -111,6 +111,8 @@ typedef struct Comparison
 	diff_hash  *diffs;
 	diff_hash  *picked;			/* what to keep of what differs */
 	int			first_group;
+	int64		met[2];			/* rows of the passes 2, by side */
+	int64		met_before;		/* of the source */
 } Comparison;
 
 /* ----------------------------------------------------------------
@@ -293,6 +295,7 @@ count_row(ValidateRow *row, void *arg)
 
 	if (!cmp->where[row->side] && !cmp->selected[validate_row_bucket(cmp->ends, row)])
 		return;
+	cmp->met[row->side]++;
 	entry = diff_insert(cmp->diffs, id, &found);
 	if (!found)
 	{
@@ -313,6 +316,7 @@ reset_diffs(void *arg)
 	diff_reset(cmp->diffs);
 	cmp->failed = list_truncate(cmp->failed, cmp->first_failed);
 	cmp->n_failed = cmp->failed_before;
+	cmp->met[VALIDATE_SOURCE] = cmp->met_before;
 }
 
 /*
@@ -798,4 +802,108 @@ validate_compare(ValidateEnds *ends, ValidateLevel level, int64 validation_id,
 		record_all(&cmp);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(cmp.mcxt);
+}
+
+/* ----------------------------------------------------------------
+ * chosen rows
+ * ----------------------------------------------------------------
+ */
+
+/* Do the rows of a part differ?  Nothing is kept of it. */
+static bool
+part_differs(Comparison *cmp)
+{
+	ValidateSink sink = {.row = count_row,.failed = note_failed,.reset = reset_diffs,.arg = cmp};
+	bool		differs;
+
+	cmp->first_failed = list_length(cmp->failed);
+	cmp->failed_before = cmp->n_failed;
+	cmp->met_before = cmp->met[VALIDATE_SOURCE];
+	diff_reset(cmp->diffs);
+	validate_scan_source(cmp->ends, &sink, cmp->where[VALIDATE_SOURCE]);
+	validate_scan_target(cmp->ends, &sink, cmp->where[VALIDATE_TARGET]);
+	differs = cmp->diffs->members > 0 || cmp->n_failed > cmp->failed_before;
+	cmp->met[VALIDATE_SOURCE] += cmp->n_failed - cmp->failed_before;
+	cmp->failed = list_truncate(cmp->failed, cmp->first_failed);
+	cmp->n_failed = cmp->failed_before;
+	return differs;
+}
+
+/*
+ * Compare rows that conditions name, part by part, and record what differs; the
+ * parts that differ are looked at again at a later cut.  False, with nothing
+ * done, when the conditions cannot be told.
+ */
+bool
+validate_compare_chosen(ValidateEnds *ends, int nparts, ValidateWhereFn where_of, void *arg,
+						int64 validation_id, ValidateResult *result)
+{
+	/* no buckets; and a row that fails is noted by whatever pass reads it */
+	ValidatePlan plan = {.digest = DIGEST_SOURCE,
+		.buckets = {palloc0(sizeof(ValidateBucket)), palloc0(sizeof(ValidateBucket))}
+	};
+	Comparison	cmp = {.ends = ends,.level = LEVEL_CHANGED,.validation_id = validation_id,
+	.result = result,.plan = &plan};
+	MemoryContext part;
+	MemoryContext old;
+	List	   *differing = NIL;
+	bool		told;
+	ListCell   *lc;
+
+	memset(result, 0, sizeof(*result));
+	result->digest = validate_digest_names[DIGEST_HERE];
+	cmp.mcxt = AllocSetContextCreate(CurrentMemoryContext, "migrate comparison", ALLOCSET_DEFAULT_SIZES);
+	part = AllocSetContextCreate(cmp.mcxt, "migrate comparison part", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(cmp.mcxt);
+	cmp.selected = palloc0(sizeof(bool));
+	cmp.diffs = diff_create(cmp.mcxt, 1024, NULL);
+	cmp.picked = diff_create(cmp.mcxt, 64, NULL);
+	told = where_of(-1, cmp.where, arg);
+	validate_progress_phase("changed rows", NULL, false);
+	for (int i = 0; i < nparts && told; i++)
+	{
+		bool		differs = false;
+
+		MemoryContextSwitchTo(part);
+		told = where_of(i, cmp.where, arg);
+		if (told)
+			differs = part_differs(&cmp);
+		MemoryContextSwitchTo(cmp.mcxt);
+		MemoryContextReset(part);
+		if (differs)
+			differing = lappend_int(differing, i);
+	}
+	if (!told)
+	{
+		MemoryContextSwitchTo(old);
+		MemoryContextDelete(cmp.mcxt);
+		return false;
+	}
+	result->source_rows = cmp.met[VALIDATE_SOURCE];
+	result->target_rows = cmp.met[VALIDATE_TARGET];
+	if (differing && ends->renew)
+	{
+		ends->renew(ends);
+		(void) where_of(-1, cmp.where, arg);
+	}
+	foreach(lc, differing)
+	{
+		if (cmp.n_picked >= VALIDATE_CAP)
+		{
+			result->at_least = true;
+			break;
+		}
+		if (!where_of(lfirst_int(lc), cmp.where, arg))
+			elog(ERROR, "a key that could be mapped cannot be mapped any more");
+		find_rows(&cmp);
+		fetch_details(&cmp);
+	}
+	if (ends->done)
+		ends->done(ends);
+	result->mismatches += cmp.n_failed;
+	if (cmp.failed || cmp.groups)
+		record_all(&cmp);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(cmp.mcxt);
+	return true;
 }

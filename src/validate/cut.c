@@ -454,6 +454,7 @@ try_cut(CutState *s)
 	s->cut->pushed = true;
 	s->cut->exact = true;
 	s->cut->lsn = at;
+	s->cut->seq = next_seq(s);
 	return true;
 }
 
@@ -526,7 +527,9 @@ attach(CutState *s)
 static const char *
 obstacle(MigrateJob *job, MigrateSource *src, MigrateConn *conn)
 {
-	if (strcmp(job->state, "streaming") != 0)
+	/* the cutover's own check comes before apply leaves */
+	if (strcmp(job->state, "streaming") != 0 &&
+		!(strcmp(job->state, "cutting_over") == 0 && migrate_lock_is_mine(MIGRATE_LOCK_JOB, job->job_id)))
 		return psprintf("the job is %s", job->state);
 	if (conn == NULL || src->transport != 'c')
 		return "rows are read by the foreign data wrapper";

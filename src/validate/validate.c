@@ -34,7 +34,7 @@
 
 PGDLLEXPORT PG_FUNCTION_INFO_V1(migrate_validate);
 
-const char *const validate_level_names[] = {"count", "checksum", "full", "check"};
+const char *const validate_level_names[] = {"count", "checksum", "full", "check", "changed"};
 
 static ValidateLevel
 parse_level(const char *name)
@@ -42,10 +42,12 @@ parse_level(const char *name)
 	for (int i = 0; i <= LEVEL_FULL; i++)
 		if (strcmp(name, validate_level_names[i]) == 0)
 			return (ValidateLevel) i;
+	if (strcmp(name, validate_level_names[LEVEL_CHANGED]) == 0)
+		return LEVEL_CHANGED;
 	ereport(ERROR,
 			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 			 errmsg("unknown validation level \"%s\"", name),
-			 errhint("Levels are count, checksum and full.")));
+			 errhint("Levels are count, checksum, full and changed.")));
 }
 
 /*
@@ -170,6 +172,8 @@ validate_describe(ValidateTask *task, ValidateLevel level, ValidateResult *r, Va
 						 (long long) r->explained, (long long) r->mismatches);
 	if (!task->copied && r->mismatches > 0)
 		appendStringInfoString(&buf, "; the copy is not finished");
+	if (r->note)
+		appendStringInfo(&buf, "; %s", r->note);
 	if (cut->why)
 		appendStringInfo(&buf, "; not at one moment: %s", cut->why);
 	return buf.data;
@@ -328,18 +332,30 @@ renew_cut(ValidateEnds *ends)
 /* Read both sides and compare; ends in no subtransaction. */
 static void
 read_both(ValidateEnds *ends, MigrateJob *job, ValidateTask *task, ValidateLevel level,
-		  int64 id, ValidateCut *cut, MigrateConn **conn, MemoryContext conn_cxt,
-		  ValidateResult *result)
+		  int64 id, ValidateChanged *changed, ValidateCut *cut, MigrateConn **conn,
+		  MemoryContext conn_cxt, ValidateResult *result)
 {
+	TimestampTz begin;
+
 	begin_reading(ends);
 	validate_open_ends(ends, job, task, cut, conn, conn_cxt);
-	cut_for(ends);
-	if (cut->exact)
-		ends->renew = renew_cut;
+	if (changed && validate_changed_is_quiet(changed))
+		validate_changed_quiet_cut(changed, ends);
+	else
+	{
+		cut_for(ends);
+		if (cut->exact)
+			ends->renew = renew_cut;
+	}
+	ends->first_lsn = cut->exact ? cut->lsn : InvalidXLogRecPtr;
+	ends->first_seq = cut->seq;
 	ends->done = end_reading;
-	if (level != LEVEL_COUNT)
+	begin = GetCurrentTimestamp();
+	if (!changed && level != LEVEL_COUNT)
 		ends->parts = validate_parts_find(ends, level, id);
-	if (level == LEVEL_COUNT)
+	if (changed)
+		validate_changed_compare(changed, ends, id, result);
+	else if (level == LEVEL_COUNT)
 	{
 		validate_progress_phase("count", task->estimate, validate_source_counts(ends));
 		result->source_rows = validate_count_source(ends);
@@ -350,17 +366,24 @@ read_both(ValidateEnds *ends, MigrateJob *job, ValidateTask *task, ValidateLevel
 	}
 	else
 		validate_compare(ends, level, id, result);
+	result->ms = (GetCurrentTimestamp() - begin) / 1000.0;
 }
 
-/*
- * Validate one mapping; the id of the run.
- */
-int64
-validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level, MigrateConn **conn,
-			 MemoryContext conn_cxt, ReturnSetInfo *rsinfo, ValidateResult *result)
+/* Does the run say for all rows up to its cut whether they are equal? */
+static bool
+is_base(ValidateLevel level, ValidateResult *r)
+{
+	if (level == LEVEL_CHANGED)
+		return r->mismatches == r->explained && !r->at_least;
+	return level == LEVEL_CHECKSUM || level == LEVEL_FULL;
+}
+
+static int64
+validate_at(MigrateJob *job, ValidateTask *task, ValidateLevel level, ValidateChanged *changed,
+			MigrateConn **conn, MemoryContext conn_cxt, ReturnSetInfo *rsinfo,
+			ValidateResult *result, ValidateCut *cut)
 {
 	ValidateEnds ends = {0};
-	ValidateCut cut;
 	MemoryContext mcxt = CurrentMemoryContext;
 	int			depth = GetCurrentTransactionNestLevel();
 	int64		id = validate_begin_run(job, task->mapping_id, NULL, level);
@@ -370,7 +393,7 @@ validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level, MigrateCo
 	validate_progress_target(job, task, level);
 	PG_TRY();
 	{
-		read_both(&ends, job, task, level, id, &cut, conn, conn_cxt, result);
+		read_both(&ends, job, task, level, id, changed, cut, conn, conn_cxt, result);
 	}
 	PG_CATCH();
 	{
@@ -388,17 +411,45 @@ validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level, MigrateCo
 		ReThrowError(edata);
 	}
 	PG_END_TRY();
-	status = validate_describe(task, level, result, &cut);
+	status = validate_describe(task, level, result, cut);
 	if (ends.parts && ends.parts->equal)
 	{
 		/* what was equal before has not been looked at again */
-		cut.lsn = Min(cut.lsn, ends.parts->lsn);
+		cut->lsn = Min(cut->lsn, ends.parts->lsn);
 		status = psprintf("%s; %lld rows of it compared before an interruption, since %s", status,
 						  (long long) ends.parts->rows[VALIDATE_TARGET], ends.parts->since);
+		if (ends.first_lsn > ends.parts->lsn)
+		{
+			ends.first_lsn = ends.parts->lsn;
+			ends.first_seq = 0;
+		}
 	}
-	validate_end_run(job, task->target, level, id, result, &cut, status, rsinfo);
+	validate_end_run(job, task->target, level, id, result, cut, status, rsinfo);
+	if (ends.first_lsn != InvalidXLogRecPtr && is_base(level, result))
+		validate_note_compared(job, task->mapping_id, id, ends.first_lsn, ends.first_seq);
 	validate_progress_target_done();
 	return id;
+}
+
+/*
+ * Validate one mapping; the id of the run.
+ */
+int64
+validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level, MigrateConn **conn,
+			 MemoryContext conn_cxt, ReturnSetInfo *rsinfo, ValidateResult *result)
+{
+	ValidateCut cut;
+
+	return validate_at(job, task, level, NULL, conn, conn_cxt, rsinfo, result, &cut);
+}
+
+/* The rows of it that changed. */
+int64
+validate_one_changed(MigrateJob *job, ValidateTask *task, ValidateChanged *changed,
+					 MigrateConn **conn, MemoryContext conn_cxt, ReturnSetInfo *rsinfo,
+					 ValidateResult *result, ValidateCut *cut)
+{
+	return validate_at(job, task, LEVEL_CHANGED, changed, conn, conn_cxt, rsinfo, result, cut);
 }
 
 static void
@@ -414,17 +465,21 @@ validate_job(MigrateJob *job, List *tasks, bool checks, ValidateLevel level,
 	validate_progress_begin(job, tasks, checks && validate_has_checks(job), level);
 	PG_TRY();
 	{
+		ValidateChanged *changed = NULL;
 		ListCell   *lc;
 
+		if (level == LEVEL_CHANGED)
+			changed = validate_changed_open(job, tasks, false, (MigrateConn **) &conn, old);
 		MemoryContextSwitchTo(mcxt);
 		validate_refuse_drift(job, tasks, (MigrateConn **) &conn, old);
 		foreach(lc, tasks)
 		{
 			ValidateResult result;
+			ValidateCut cut;
 
 			MemoryContextSwitchTo(mcxt);
-			(void) validate_one(job, lfirst(lc), level, (MigrateConn **) &conn, old, rsinfo,
-								&result);
+			(void) validate_at(job, lfirst(lc), level, changed, (MigrateConn **) &conn, old, rsinfo,
+							   &result, &cut);
 			MemoryContextSwitchTo(old);
 			MemoryContextReset(mcxt);
 		}
@@ -477,7 +532,7 @@ migrate_validate(PG_FUNCTION_ARGS)
 						   text_to_cstring(PG_GETARG_TEXT_PP(1)));
 
 	migrate_as_owner(job->owner, &as);
-	validate_job(job, tasks, PG_ARGISNULL(1), level, (ReturnSetInfo *) fcinfo->resultinfo);
+	validate_job(job, tasks, PG_ARGISNULL(1) && level != LEVEL_CHANGED, level, (ReturnSetInfo *) fcinfo->resultinfo);
 	purge(job);
 	migrate_as_caller(&as);
 	return (Datum) 0;

@@ -7,6 +7,7 @@
  *	  digest.c		the same as SQL functions
  *	  plan.c		who computes digests, what the buckets are; digests by query
  *	  scan.c		the rows of both sides, hashed, to a callback
+ *	  changed.c		which rows changed since the last validation, and those alone
  *	  cut.c			the two snapshots that a live job is compared at
  *	  compare.c		buckets, drill-down to rows, details of the differences
  *	  validate.c	migrate_validate(), the record of a run
@@ -141,7 +142,8 @@ typedef enum ValidateLevel
 	LEVEL_COUNT,
 	LEVEL_CHECKSUM,
 	LEVEL_FULL,
-	LEVEL_CHECK					/* of a check of the user's */
+	LEVEL_CHECK,				/* of a check of the user's */
+	LEVEL_CHANGED				/* rows that changed, see changed.c */
 } ValidateLevel;
 
 typedef enum ValidateDigest
@@ -180,6 +182,8 @@ typedef struct ValidateCut
 	MigrateSourceTxn txn;
 	bool		exact;			/* of a live job: no change lies between them */
 	XLogRecPtr	lsn;			/* then: where in the stream they are */
+	int64		seq;			/* and the row of the spool that holds it, or
+								 * one before */
 	bool		pushed;			/* the target's is the active snapshot */
 	const char *why;			/* of a live job: why not */
 } ValidateCut;
@@ -234,6 +238,8 @@ typedef struct ValidateEnds
 	bool		careful;		/* read chunk by chunk: some rows cannot be */
 	int64		seen;			/* rows met in the careful way */
 	int64		estimate[2];	/* see ValidateTask */
+	XLogRecPtr	first_lsn;		/* of the first cut, 0: it was not exact */
+	int64		first_seq;
 } ValidateEnds;
 
 typedef struct ValidateResult
@@ -245,6 +251,8 @@ typedef struct ValidateResult
 	int64		explained;		/* of them, by an open dead letter */
 	bool		at_least;		/* there may be more mismatches */
 	const char *digest;			/* NULL: rows were only counted */
+	const char *note;			/* for the status, NULL: none */
+	double		ms;				/* that comparing took, without the cut */
 } ValidateResult;
 
 /* one mapping to be validated, as the catalog has it */
@@ -278,6 +286,24 @@ extern void validate_open_ends(ValidateEnds *ends, MigrateJob *job, ValidateTask
 extern int64 validate_one(MigrateJob *job, ValidateTask *task, ValidateLevel level,
 						  MigrateConn **conn, MemoryContext conn_cxt,
 						  ReturnSetInfo *rsinfo, ValidateResult *result);
+
+struct ValidateChanged;
+extern int64 validate_one_changed(MigrateJob *job, ValidateTask *task, struct ValidateChanged *changed,
+								  MigrateConn **conn, MemoryContext conn_cxt,
+								  ReturnSetInfo *rsinfo, ValidateResult *result, ValidateCut *cut);
+
+/* changed.c */
+typedef struct ValidateChanged ValidateChanged;
+
+extern ValidateChanged *validate_changed_open(MigrateJob *job, List *tasks, bool from_now,
+											  MigrateConn **conn, MemoryContext conn_cxt);
+extern void validate_changed_read(ValidateChanged *c, XLogRecPtr upto);
+extern bool validate_changed_is_quiet(ValidateChanged *c);
+extern void validate_changed_quiet_cut(ValidateChanged *c, ValidateEnds *ends);
+extern void validate_changed_compare(ValidateChanged *c, ValidateEnds *ends, int64 id,
+									 ValidateResult *result);
+extern void validate_note_compared(MigrateJob *job, int mapping_id, int64 id, XLogRecPtr lsn,
+								   int64 seq);
 
 /* progress.c; all but the first two do nothing where no validation was begun */
 extern void validate_progress_begin(MigrateJob *job, List *tasks, bool checks,
@@ -365,6 +391,14 @@ extern bool *validate_differing(ValidateEnds *ends, ValidateLevel level,
 								ValidateResult *result);
 extern void validate_compare(ValidateEnds *ends, ValidateLevel level,
 							 int64 validation_id, ValidateResult *result);
+
+/*
+ * The conditions, by side, of a part of the rows; part -1: the mapping was
+ * compiled (anew).  False: they cannot be told.
+ */
+typedef bool (*ValidateWhereFn) (int part, char **where, void *arg);
+extern bool validate_compare_chosen(ValidateEnds *ends, int nparts, ValidateWhereFn where_of,
+									void *arg, int64 validation_id, ValidateResult *result);
 
 /* resync.c */
 extern void validate_mend(ValidateEnds *ends, const bool *selected,

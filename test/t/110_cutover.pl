@@ -68,7 +68,7 @@ is(value($target, q{SELECT go, blockers, rollback_possible FROM migrate.readines
 is(value($target, q{SELECT state FROM migrate.job}), 'streaming', 'still streaming');
 
 ($rc, $out, $err) = $target->psql('postgres', q{CALL migrate_cutover('j', stop_before => 'opne')});
-like($err, qr/there is no step "opne"\nHINT:  The steps are: prechecks, guard, reverse, arm, lag, fence, drain, check, sequences, commit, open\./, 'unknown step');
+like($err, qr/there is no step "opne"\nHINT:  The steps are: prechecks, guard, reverse, arm, validate, lag, fence, drain, check, sequences, commit, open\./, 'unknown step');
 ($rc, $out, $err) = $target->psql('postgres', q{CALL migrate_rollback('j')});
 like($err, qr/job "j" is streaming, there is nothing to roll back/, 'nothing to roll back');
 ($rc, $out, $err) = $target->psql('postgres', q{CALL migrate_cutover('j', dry_run => true)});

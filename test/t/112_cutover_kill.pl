@@ -150,7 +150,7 @@ sub go_to
 
 # ------------------------------------------------ the process that is at a point
 
-my @cutover_points = ((map { "cutover-$_" } qw(prechecks guard reverse arm lag fence locked drain check sequences commit committed open opened)),
+my @cutover_points = ((map { "cutover-$_" } qw(prechecks guard reverse arm validate lag fence locked drain check sequences commit committed open opened)),
 	'reverse-slot');
 my @rollback_points = ((map { "rollback-$_" } qw(close drain check sequences commit closed lifted)), 'reverse-written', 'reverse-committed');
 
