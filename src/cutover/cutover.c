@@ -56,6 +56,7 @@
 #include "cutover/reverse.h"
 #include "extract/extract.h"
 #include "load/apply.h"
+#include "validate/changed.h"
 
 /* how long the reverse and apply workers may take to leave, ms */
 #define LEAVE_PATIENCE 10000
@@ -852,6 +853,8 @@ migrate_cutover_turn(MigrateJob *job)
 	if (done)
 	{
 		migrate_cutover_run_hooks(&c, "after_open");
+		if (c.changed)
+			migrate_changed_record(c.changed);
 		migrate_cutover_hang_up(&c);
 	}
 	else if (c.committing)

@@ -175,6 +175,7 @@ migrate_last_check_before(Cutover *c)
 	if (!c->row->last_check)
 		return pstrdup("left out: option last_check");
 	c->changed = migrate_changed_open(c->job, c->conn);
+	migrate_changed_prepare(c->changed);
 	run_rounds(c, 1);
 	more = not_compared(c);
 	if (c->rounds == 0)

@@ -308,12 +308,6 @@ validate_note_compared(MigrateJob *job, int mapping_id, int64 id, XLogRecPtr lsn
 	SPI_finish();
 }
 
-bool
-validate_changed_is_quiet(ValidateChanged *c)
-{
-	return c->quiet_at != InvalidXLogRecPtr;
-}
-
 /* ----------------------------------------------------------------
  * for the cutover, in the job worker
  * ----------------------------------------------------------------
@@ -399,6 +393,35 @@ measure(ChangedTarget *t, int64 keys, double ms)
 		t->key_ms = Max(ms, 0.1) / keys;
 }
 
+/* What a comparison has come to, in the current memory context. */
+static void
+add_result(MigrateChanged *c, ChangedTarget *t, bool accepted, ValidateResult *result,
+		   const char *inexact, MigrateChangedRound *round)
+{
+	int64		keys = t->keys ? t->keys->members : 0;
+	int64		left = result->mismatches - (result->at_least ? 0 : result->explained);
+
+	round->targets++;
+	round->ms += result->ms;
+	round->whole += t->whole;
+	round->keys += keys;
+	measure(t, keys, result->ms);
+	if (inexact)
+	{
+		round->inexact = pstrdup(inexact);
+		return;
+	}
+	if (left > 0)
+	{
+		round->mismatches += left;
+		round->differing = round->differing ?
+			psprintf("%s, %s", round->differing, t->task->target) : pstrdup(t->task->target);
+	}
+	if (left == 0 || accepted)
+		forget_changes(c, t);
+}
+
+/* At a cut of its own. */
 static void
 compare_one(MigrateChanged *c, ChangedTarget *t, bool accepted, MigrateChangedRound *round)
 {
@@ -406,53 +429,85 @@ compare_one(MigrateChanged *c, ChangedTarget *t, bool accepted, MigrateChangedRo
 	MemoryContext cxt = AllocSetContextCreate(mcxt, "migrate last check", ALLOCSET_DEFAULT_SIZES);
 	ValidateResult result;
 	ValidateCut cut;
-	int64		left;
 
 	StartTransactionCommand();
 	PushActiveSnapshot(GetTransactionSnapshot());
 	MemoryContextSwitchTo(cxt);
-	/* to be seen, and paced, unless somebody waits for it */
-	if (!validate_changed_is_quiet(c))
-		validate_progress_begin(c->job, list_make1(t->task), false, LEVEL_CHANGED);
+	/* to be seen, and paced */
+	validate_progress_begin(c->job, list_make1(t->task), false, LEVEL_CHANGED);
 	PG_TRY();
 	{
 		(void) validate_one_changed(c->job, t->task, c, c->conn, c->conn_cxt, NULL, &result, &cut);
 	}
 	PG_FINALLY();
 	{
-		if (!validate_changed_is_quiet(c))
-			validate_progress_end();
+		validate_progress_end();
 	}
 	PG_END_TRY();
 	PopActiveSnapshot();
-	if (validate_changed_is_quiet(c))
-		(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_LOCAL, true, 0, false);
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(mcxt);
-
-	round->targets++;
-	round->ms += result.ms;
-	left = result.mismatches - (result.at_least ? 0 : result.explained);
-	if (t->whole)
-		round->whole++;
-	else if (t->keys)
-		round->keys += t->keys->members;
-	measure(t, t->keys ? t->keys->members : 0, result.ms);
-	if (cut.why)
-		round->inexact = pstrdup(cut.why);
-	else
-	{
-		if (left > 0)
-		{
-			round->mismatches += left;
-			round->differing = round->differing ?
-				psprintf("%s, %s", round->differing, t->task->target) : pstrdup(t->task->target);
-		}
-		if (left == 0 || accepted)
-			forget_changes(c, t);
-	}
+	add_result(c, t, accepted, &result, cut.why, round);
 	MemoryContextDelete(cxt);
+}
+
+/*
+ * Under the fence, in the transactions of all of them: what was compiled before is
+ * used, and what is equal is written down later (migrate_changed_record).
+ */
+static void
+compare_quiet(MigrateChanged *c, ChangedTarget *t, bool accepted, ValidateCut *cut,
+			  MigrateChangedRound *round)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	MemoryContext cxt = AllocSetContextCreate(mcxt, "migrate last check", ALLOCSET_DEFAULT_SIZES);
+	ValidateEnds ends = {.job = c->job,.cut = cut,.conn = *c->conn,.src = t->src,.map = t->map,.shape = t->shape};
+	TimestampTz begin = GetCurrentTimestamp();
+
+	MemoryContextSwitchTo(cxt);
+	memset(&t->result, 0, sizeof(t->result));
+	if (t->map == NULL)
+		validate_open_ends(&ends, c->job, t->task, cut, c->conn, c->conn_cxt);
+	validate_changed_compare(c, &ends, 0, &t->result);
+	t->result.ms = (GetCurrentTimestamp() - begin) / 1000.0;
+	t->result.note = MemoryContextStrdup(c->mcxt, t->result.note);
+	if (t->result.validation_id != 0)
+		validate_end_run(c->job, t->task->target, LEVEL_CHANGED, t->result.validation_id, &t->result,
+						 cut, validate_describe(t->task, LEVEL_CHANGED, &t->result, cut), NULL);
+	t->compared = true;
+	t->compared_at = begin;
+	MemoryContextSwitchTo(mcxt);
+	add_result(c, t, accepted, &t->result, NULL, round);
+	MemoryContextDelete(cxt);
+}
+
+static void
+round_in_quiet(MigrateChanged *c, bool accepted, MigrateChangedRound *round)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	MigrateSource any = {.transport = 'c'};
+	ValidateCut cut = {.exact = true,.lsn = c->quiet_at};
+	ListCell   *lc;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(mcxt);
+	migrate_source_begin(*c->conn, &any, NULL, &cut.txn);
+	foreach(lc, c->targets)
+	{
+		ChangedTarget *t = lfirst(lc);
+
+		CHECK_FOR_INTERRUPTS();
+		if (has_changed(t))
+			compare_quiet(c, t, accepted, &cut, round);
+		c->tick(c->tick_arg);
+	}
+	migrate_source_end(*c->conn);
+	PopActiveSnapshot();
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION,
+							 GUC_ACTION_LOCAL, true, 0, false);
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(mcxt);
 }
 
 void
@@ -465,6 +520,11 @@ migrate_changed_round(MigrateChanged *c, XLogRecPtr quiet_at, bool accepted,
 	c->quiet_at = quiet_at;
 	c->tick = tick;
 	c->tick_arg = arg;
+	if (quiet_at != InvalidXLogRecPtr)
+	{
+		round_in_quiet(c, accepted, round);
+		return;
+	}
 	foreach(lc, c->targets)
 	{
 		ChangedTarget *t = lfirst(lc);
@@ -472,9 +532,91 @@ migrate_changed_round(MigrateChanged *c, XLogRecPtr quiet_at, bool accepted,
 		CHECK_FOR_INTERRUPTS();
 		if (has_changed(t))
 			compare_one(c, t, accepted, round);
-		if (tick)
-			tick(arg);
 	}
+}
+
+/*
+ * Compile what is a matter of columns; what has code, or reads other tables, is
+ * compiled when it is needed, in the transaction that runs it.
+ */
+static void
+prepare_target(MigrateChanged *c, ChangedTarget *t)
+{
+	MemoryContext old;
+
+	t->map_cxt = AllocSetContextCreate(c->mcxt, "migrate last check mapping", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(t->map_cxt);
+	t->map = migrate_mapping_load(t->task->mapping_id);
+	migrate_mapping_compile(t->map, t->src);
+	if (t->map->projection && t->map->nkeys > 0)
+	{
+		migrate_mapping_compile_keys(t->map, t->src);
+		t->shape = validate_shape(t->map);
+	}
+	MemoryContextSwitchTo(old);
+	if (t->shape)
+		return;
+	MemoryContextDelete(t->map_cxt);
+	t->map = NULL;
+}
+
+void
+migrate_changed_prepare(MigrateChanged *c)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	ListCell   *lc;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(mcxt);
+	foreach(lc, c->targets)
+	{
+		ChangedTarget *t = lfirst(lc);
+
+		if (!t->left_out && t->src->nkeys > 0)
+			prepare_target(c, t);
+	}
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(mcxt);
+}
+
+/* The history of what was equal under the fence, when nobody waits any more. */
+void
+migrate_changed_record(MigrateChanged *c)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	ListCell   *lc;
+
+	StartTransactionCommand();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	MemoryContextSwitchTo(mcxt);
+	foreach(lc, c->targets)
+	{
+		ChangedTarget *t = lfirst(lc);
+		Oid			types[] = {INT4OID, INT4OID, INT8OID, INT8OID, TEXTOID, LSNOID, TIMESTAMPTZOID, FLOAT8OID};
+		Datum		values[8];
+
+		if (!t->compared || t->result.validation_id != 0)
+			continue;
+		values[0] = Int32GetDatum(c->job->job_id);
+		values[1] = Int32GetDatum(t->task->mapping_id);
+		values[2] = Int64GetDatum(t->result.source_rows);
+		values[3] = Int64GetDatum(t->result.target_rows);
+		values[4] = CStringGetTextDatum(psprintf("matched; %s", t->result.note));
+		values[5] = LSNGetDatum(c->quiet_at);
+		values[6] = TimestampTzGetDatum(t->compared_at);
+		values[7] = Float8GetDatum(t->result.ms / 1000);
+		SPI_connect();
+		migrate_spi_exec("INSERT INTO migrate.validation_run (job_id, mapping_id, level, digest, source_rows, target_rows,"
+						 "  matched, mismatches, status, source_lsn, started_at, duration)"
+						 " VALUES ($1, $2, 'changed', 'here', $3, $4, true, 0, $5, $6, $7, make_interval(secs => $8))",
+						 8, types, values, NULL, SPI_OK_INSERT);
+		SPI_finish();
+	}
+	PopActiveSnapshot();
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(mcxt);
 }
 
 int

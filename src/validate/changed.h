@@ -56,6 +56,10 @@ extern void migrate_changed_round(MigrateChanged *c, XLogRecPtr quiet_at, bool a
 								  void (*tick) (void *arg), void *arg,
 								  MigrateChangedRound *round);
 
+/* Beforehand what can be, for a round in quiet; and its record after it. */
+extern void migrate_changed_prepare(MigrateChanged *c);
+extern void migrate_changed_record(MigrateChanged *c);
+
 /* Targets that were never validated, of which only what changes from now on
  * is compared; and those whose rows do not come over the fast transport. */
 extern int	migrate_changed_unknown(MigrateChanged *c);

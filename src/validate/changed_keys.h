@@ -63,6 +63,16 @@ typedef struct ChangedTarget
 	changed_hash *keys;			/* NULL: none */
 	Size		bytes;
 
+	/* compiled beforehand, for the comparison that somebody waits for */
+	MemoryContext map_cxt;
+	MigrateMapping *map;		/* NULL: it is not */
+	ValidateShape *shape;
+
+	/* what that has come to */
+	bool		compared;
+	ValidateResult result;
+	TimestampTz compared_at;
+
 	/* as measured, 0: not yet */
 	double		target_ms;
 	double		key_ms;

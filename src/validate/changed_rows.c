@@ -346,7 +346,8 @@ chunk_where(int chunk, char **where, void *arg)
 	{
 		if (map->nkeys == 0)
 			return false;
-		migrate_mapping_compile_keys(map, chunks->target->src);
+		if (map != chunks->target->map)
+			migrate_mapping_compile_keys(map, chunks->target->src);
 		chunks->output = palloc(sizeof(FmgrInfo) * map->nkeys);
 		for (int k = 0; k < map->nkeys; k++)
 		{
@@ -401,24 +402,9 @@ take_keys(KeyChunks *chunks, changed_hash * keys)
 	qsort(chunks->keys, chunks->nkeys, sizeof(KeyText), compare_keys);
 }
 
-/* Both snapshots of a moment in which nobody writes. */
-void
-validate_changed_quiet_cut(ValidateChanged *c, ValidateEnds *ends)
-{
-	ValidateCut *cut = ends->cut;
-
-	memset(cut, 0, sizeof(*cut));
-	migrate_source_begin(ends->conn, ends->src, NULL, &cut->txn);
-	PushActiveSnapshot(GetTransactionSnapshot());
-	cut->pushed = true;
-	cut->exact = true;
-	cut->lsn = c->quiet_at;
-	cut->seq = validate_changed_applied(c, &cut->lsn);
-	cut->lsn = c->quiet_at;
-}
-
 /*
- * Compare what changed of a mapping; both snapshots are open.  What was
+ * Compare what changed of a mapping; both snapshots are open.  id 0: a record is
+ * begun when something differs.  What was
  * compared is in result->note.
  */
 void
@@ -432,7 +418,8 @@ validate_changed_compare(ValidateChanged *c, ValidateEnds *ends, int64 id, Valid
 	/* never beyond a cut that is still to come */
 	if (!ends->cut->exact)
 		(void) validate_changed_applied(c, &upto);
-	validate_changed_read(c, upto);
+	if (c->quiet_at == InvalidXLogRecPtr)
+		validate_changed_read(c, upto);
 	if (!t->whole && t->keys)
 	{
 		take_keys(&chunks, t->keys);

@@ -727,6 +727,10 @@ record_all(Comparison *cmp)
 {
 	ListCell   *lc;
 
+	if (cmp->validation_id == 0)
+		cmp->validation_id = validate_begin_run(cmp->ends->job, cmp->ends->map->mapping_id,
+												NULL, LEVEL_CHANGED);
+	cmp->result->validation_id = cmp->validation_id;
 	SPI_connect();
 	foreach(lc, cmp->failed)
 	{

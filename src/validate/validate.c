@@ -339,14 +339,9 @@ read_both(ValidateEnds *ends, MigrateJob *job, ValidateTask *task, ValidateLevel
 
 	begin_reading(ends);
 	validate_open_ends(ends, job, task, cut, conn, conn_cxt);
-	if (changed && validate_changed_is_quiet(changed))
-		validate_changed_quiet_cut(changed, ends);
-	else
-	{
-		cut_for(ends);
-		if (cut->exact)
-			ends->renew = renew_cut;
-	}
+	cut_for(ends);
+	if (cut->exact)
+		ends->renew = renew_cut;
 	ends->first_lsn = cut->exact ? cut->lsn : InvalidXLogRecPtr;
 	ends->first_seq = cut->seq;
 	ends->done = end_reading;

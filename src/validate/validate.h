@@ -252,6 +252,7 @@ typedef struct ValidateResult
 	bool		at_least;		/* there may be more mismatches */
 	const char *digest;			/* NULL: rows were only counted */
 	const char *note;			/* for the status, NULL: none */
+	int64		validation_id;	/* that differences were recorded for, 0: none */
 	double		ms;				/* that comparing took, without the cut */
 } ValidateResult;
 
@@ -298,8 +299,6 @@ typedef struct ValidateChanged ValidateChanged;
 extern ValidateChanged *validate_changed_open(MigrateJob *job, List *tasks, bool from_now,
 											  MigrateConn **conn, MemoryContext conn_cxt);
 extern void validate_changed_read(ValidateChanged *c, XLogRecPtr upto);
-extern bool validate_changed_is_quiet(ValidateChanged *c);
-extern void validate_changed_quiet_cut(ValidateChanged *c, ValidateEnds *ends);
 extern void validate_changed_compare(ValidateChanged *c, ValidateEnds *ends, int64 id,
 									 ValidateResult *result);
 extern void validate_note_compared(MigrateJob *job, int mapping_id, int64 id, XLogRecPtr lsn,
