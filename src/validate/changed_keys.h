@@ -53,6 +53,8 @@ typedef struct ChangedTarget
 	ValidateTask *task;
 	MigrateSource *src;
 	List	   *leaves;			/* OIDs of the plan's */
+	char	  **key_types;		/* of several key columns, on the source;
+								 * NULL: not asked yet */
 	XLogRecPtr	since;
 	bool		whole;			/* all of it is to be compared, ... */
 	const char *why;			/* ... since */

@@ -22,6 +22,8 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "nodes/value.h"
+#include "parser/parse_oper.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/guc.h"
@@ -318,16 +320,91 @@ target_where(KeyChunks *chunks)
 	return buf.len > 0 ? buf.data : "false";
 }
 
+/*
+ * The types of the key columns on the source, in its words, where pg_catalog's
+ * equality serves them; else text.
+ */
+static void
+ask_key_types(KeyChunks *chunks)
+{
+	ChangedTarget *t = chunks->target;
+	MigrateSource *src = t->src;
+	List	   *name = list_make2(makeString("pg_catalog"), makeString("="));
+	char	  **types = MemoryContextAllocZero(chunks->changed->mcxt, sizeof(char *) * src->nkeys);
+
+	for (int k = 0; k < src->nkeys; k++)
+	{
+		MigrateColumn *col = &src->columns[src->keys[k]];
+		char	   *type = NULL;
+
+		if (OidIsValid(compatible_oper_opid(name, col->type, col->type, true)))
+			type = migrate_exec_value(chunks->ends->conn,
+									  psprintf("SELECT pg_catalog.format_type(a.atttypid, NULL) FROM pg_catalog.pg_attribute a"
+											   " WHERE a.attrelid = pg_catalog.to_regclass(%s) AND a.attname = %s AND a.attnum > 0",
+											   quote_literal_cstr(quote_qualified_identifier(src->remote_schema, src->remote_table)),
+											   quote_literal_cstr(col->remote_name)));
+		types[k] = type ? MemoryContextStrdup(chunks->changed->mcxt, type) : NULL;
+	}
+	t->key_types = types;
+}
+
+/*
+ * Rows of several columns that are joined, which the source can do by hash or by
+ * index: conditions in a row would be tried one by one.  None has a null.
+ */
+static void
+append_source_rows(StringInfo buf, KeyChunks *chunks)
+{
+	MigrateSource *src = chunks->target->src;
+	char	  **types = chunks->target->key_types;
+	bool		first = true;
+
+	appendStringInfoString(buf, "EXISTS (SELECT FROM (VALUES ");
+	for (int i = 0; i < chunks->n; i++)
+	{
+		char	  **key = chunks->texts[i];
+
+		if (has_null(key, src->nkeys))
+			continue;
+		appendStringInfoString(buf, first ? "(" : ", (");
+		for (int k = 0; k < src->nkeys; k++)
+			appendStringInfo(buf, "%s%s::%s", k > 0 ? ", " : "", quote_literal_cstr(key[k]),
+							 types[k] ? types[k] : "pg_catalog.text");
+		appendStringInfoChar(buf, ')');
+		first = false;
+	}
+	appendStringInfoString(buf, ") migrate_k (");
+	for (int k = 0; k < src->nkeys; k++)
+		appendStringInfo(buf, "%smigrate_k%d", k > 0 ? ", " : "", k + 1);
+	appendStringInfoString(buf, ") WHERE ");
+	for (int k = 0; k < src->nkeys; k++)
+		appendStringInfo(buf, "%s%s%s OPERATOR(pg_catalog.=) migrate_k.migrate_k%d", k > 0 ? " AND " : "",
+						 quote_identifier(src->columns[src->keys[k]].remote_name),
+						 types[k] ? "" : "::pg_catalog.text", k + 1);
+	appendStringInfoChar(buf, ')');
+}
+
 static char *
 source_where(KeyChunks *chunks)
 {
+	MigrateSource *src = chunks->target->src;
 	StringInfoData buf;
 	List	   *keys = NIL;
 
-	for (int i = 0; i < chunks->n; i++)
-		keys = lappend(keys, chunks->texts[i]);
 	initStringInfo(&buf);
-	migrate_append_keys_at(&buf, chunks->target->src, keys);
+	for (int i = 0; i < chunks->n; i++)
+		if (src->nkeys == 1 || has_null(chunks->texts[i], src->nkeys))
+			keys = lappend(keys, chunks->texts[i]);
+	if (list_length(keys) < chunks->n)
+	{
+		if (chunks->target->key_types == NULL)
+			ask_key_types(chunks);
+		append_source_rows(&buf, chunks);
+		if (keys)
+			appendStringInfoString(&buf, " OR ");
+	}
+	if (keys)
+		migrate_append_keys_at(&buf, src, keys);
 	return buf.data;
 }
 
