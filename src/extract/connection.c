@@ -335,6 +335,13 @@ poll_connection(RemoteConn *conn, UserMapping *user, int timeout_s)
 	TimestampTz deadline = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 													   (int64) timeout_s * 1000);
 
+	/* while the application waits for a cutover, no longer than that */
+	bool		in_pause = migrate_remote_deadline != 0 &&
+	(timeout_s <= 0 || migrate_remote_deadline < deadline);
+
+	if (in_pause)
+		deadline = migrate_remote_deadline;
+
 	while (status != PGRES_POLLING_OK && status != PGRES_POLLING_FAILED)
 	{
 		int			wanted = status == PGRES_POLLING_READING ?
@@ -342,11 +349,12 @@ poll_connection(RemoteConn *conn, UserMapping *user, int timeout_s)
 		long		left = -1;
 		int			rc;
 
-		if (timeout_s > 0)
+		if (timeout_s > 0 || in_pause)
 		{
 			left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), deadline);
 			if (left <= 0)
-				connect_error(conn, user,
+				connect_error(conn, user, in_pause ?
+							  pstrdup("the application has waited longer than max_downtime") :
 							  psprintf("timeout expired after %d s", timeout_s));
 		}
 		rc = WaitLatchOrSocket(MyLatch,

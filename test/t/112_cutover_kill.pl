@@ -223,6 +223,49 @@ foreach my $which (qw(source target))
 	}
 }
 
+# At each step of a rollback: its client, and either server, while the job worker
+# stands there
+sub stands
+{
+	my ($step) = @_;
+	return $step eq 'closed' ? q{SELECT closed FROM migrate.cutover WHERE state = 'running'} :
+	  $step eq 'lifted' ? q{SELECT count(*) > 0 FROM migrate.cutover_step s JOIN migrate.cutover c USING (cutover_id) WHERE c.state = 'running' AND s.step = 'lift'} :
+	  "SELECT count(*) > 0 FROM migrate.workers WHERE role = 'job' AND phase = '$step'";
+}
+
+foreach my $step (qw(close drain check sequences commit closed lifted))
+{
+	foreach my $who (qw(client source target))
+	{
+		my $name = "$who dies at $step of a rollback";
+		go_to('cut_over', $name);
+		set_fault($target, "rollback-$step:wait");
+		wait_for($target, "SELECT current_setting('migrate.fault') = 'rollback-$step:wait'");
+		my $pid = client('rollback', ", max_downtime => '20s'");
+		ok(wait_for($target, stands($step), timeout => 30), "$name: it is there");
+		if ($who eq 'client')
+		{
+			kill 9, $pid;
+			set_fault($target, '');
+		}
+		elsif ($who eq 'source')
+		{
+			hard_kill($source);
+			set_fault($target, '');
+			start_again($source);
+		}
+		else
+		{
+			hard_kill($target);
+			$target->append_conf('postgresql.conf', "migrate.fault = ''\n");
+			start_again($target);
+		}
+		waitpid($pid, 0);
+		settled($name);
+		nothing_lost($name);
+	}
+}
+
 # The source dies while its fence is being committed and the target with it
 go_to('streaming', 'both servers');
 {

@@ -198,7 +198,7 @@ sub out_of_reach
 	wait_for($target, "SELECT current_setting('migrate.fault') = '$point:wait'");
 	my $call = call_aside($what, q{max_downtime => '3s'});
 	my $step = $point =~ s/^\w+-//r;
-	my $ok = wait_for($target, "SELECT count(*) > 0 FROM migrate.workers WHERE job = 'j' AND kind = 'job' AND phase = '$step'", timeout => 30);
+	my $ok = wait_for($target, "SELECT count(*) > 0 FROM migrate.workers WHERE job = 'j' AND role = 'job' AND phase = '$step'", timeout => 30);
 	ok($ok, "$name: it is there");
 	if ($how eq 'stopped')
 	{
@@ -234,7 +234,7 @@ foreach my $how (qw(stopped cut))
 	set_fault($target, 'cutover-commit:wait');
 	wait_for($target, q{SELECT current_setting('migrate.fault') = 'cutover-commit:wait'});
 	my $call = call_aside('cutover', q{max_downtime => '3s'});
-	ok(wait_for($target, q{SELECT count(*) > 0 FROM migrate.workers WHERE job = 'j' AND kind = 'job' AND phase = 'commit'}, timeout => 30), "commit, $how: it is there");
+	ok(wait_for($target, q{SELECT count(*) > 0 FROM migrate.workers WHERE job = 'j' AND role = 'job' AND phase = 'commit'}, timeout => 30), "commit, $how: it is there");
 	if ($how eq 'stopped') { @pids = MigrateTest::server_pids($source); kill 'STOP', @pids; }
 	else { set_cut(1); }
 	set_fault($target, '');
@@ -260,16 +260,22 @@ foreach my $how (qw(stopped cut))
 
 # ----------------------------------------------------------- a full disk
 
-# Files of a process must not grow beyond 20 MB from now on, as on a full disk.
-sub fill_disk { my ($pid, $on) = @_; return system('prlimit', '--pid', $pid, '--fsize=' . ($on ? '20000000' : 'unlimited') . ':unlimited') == 0; }
+# Files of a process must not grow from the size of "big" on, but for half a
+# block: then the error is that of a full disk.  0: no limit.
+sub fill_disk
+{
+	my ($pid, $node) = @_;
+	my $size = $node ? $node->safe_psql('postgres', q{SELECT pg_relation_size('big') + 4096}) : 'unlimited';
+	return system('prlimit', '--pid', $pid, "--fsize=$size:unlimited") == 0;
+}
 
 SKIP:
 {
 	my $hook = sql(q{SELECT migrate_add_hook('j', 'before_fence', 'gate')});
 	my $call = call_aside('cutover', q{max_downtime => '2s'});
 	ok(wait_for($target, q{SELECT gate IS NOT NULL FROM migrate.cutover WHERE state = 'running'}, timeout => 60), 'full disk: at the gate');
-	my $pid = sql(q{SELECT pid FROM migrate.workers WHERE job = 'j' AND kind = 'apply'});
-	my $can = fill_disk($pid, 1);
+	my $pid = sql(q{SELECT pid FROM migrate.workers WHERE job = 'j' AND role = 'apply'});
+	my $can = fill_disk($pid, $target);
 	src(q{INSERT INTO big SELECT g, repeat(md5(g::text), 60) FROM generate_series(20001, 20500) g}) if $can;
 	sql(q{SELECT migrate_continue('j')});
 	($rc, $err) = result_of($call);
@@ -289,7 +295,7 @@ SKIP:
 	ok(wait_for($target, q{SELECT gate IS NOT NULL FROM migrate.cutover WHERE state = 'running'}, timeout => 60), 'full disk there: at the gate');
 	# a new session would have no limit
 	my ($postmaster) = PostgreSQL::Test::Utils::slurp_file($source->data_dir . '/postmaster.pid') =~ /^(\d+)/;
-	fill_disk($_, 1) foreach ($postmaster, src(q{SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE application_name = 'migrate/j/reverse'}));
+	fill_disk($_, $source) foreach ($postmaster, split / /, src(q{SELECT string_agg(pid::text, ' ') FROM pg_stat_activity WHERE application_name = 'migrate/j/reverse'}));
 	sql(q{INSERT INTO big SELECT g, repeat(md5(g::text), 60) FROM generate_series(30001, 30500) g});
 	sql(q{SELECT migrate_continue('j')});
 	($rc, $err) = result_of($call);
@@ -313,6 +319,7 @@ if (job_state($target, 'j') eq 'cut_over')
 
 # ------------------------------------------------------------- privileges
 
+sql(q{SELECT migrate_alter_job('j', '{"cutover_lag_timeout": "3s"}')});
 src('REVOKE ALL ON SCHEMA public FROM app, PUBLIC');
 ($rc, $err) = call('rollback', q{max_downtime => '3s'});
 isnt($rc, 0, 'without USAGE of the schema there is no rollback');
@@ -326,6 +333,7 @@ isnt($rc, 0, 'nor without the right to write');
 src('GRANT ALL ON account TO app');
 undone('rollback', 'write privilege');
 equal('write privilege');
+sql(q{SELECT migrate_alter_job('j', '{"cutover_lag_timeout": "1min"}')});
 ($rc, $err) = call('rollback');
 is($rc, 0, 'with both it goes back') or diag $err;
 foreach my $p (['REVOKE CREATE ON DATABASE postgres FROM app; DROP SCHEMA IF EXISTS ' . (src(q{SELECT nspname FROM pg_namespace WHERE nspname LIKE 'migrate\_fence\_%'}) || 'none') . ' CASCADE',
