@@ -63,9 +63,8 @@
 
 /* The source tables of the job that are on its server. */
 static List *
-sources_of(MigrateJob *job)
+sources_of(MigrateJob *job, MemoryContext mcxt)
 {
-	MemoryContext mcxt = CurrentMemoryContext;
 	Oid			type = INT4OID;
 	Datum		value = Int32GetDatum(job->job_id);
 	List	   *sources = NIL;
@@ -157,12 +156,12 @@ schema_of(MigrateJob *job)
 	return migrate_spi_text(0, 0);
 }
 
-MigrateFence *
-migrate_fence_create(MigrateJob *job, MigrateConn *conn)
+/* What is needed to drop it, when its tables may not be known here any more. */
+static MigrateFence *
+name_fence(MigrateJob *job, MigrateConn *conn)
 {
 	MemoryContext mcxt = CurrentMemoryContext;
 	MigrateFence *fence = palloc0(sizeof(MigrateFence));
-	List	   *sources;
 	char	   *schema;
 
 	fence->job = job;
@@ -173,7 +172,20 @@ migrate_fence_create(MigrateJob *job, MigrateConn *conn)
 	fence->schema = pstrdup(quote_identifier(schema));
 	fence->trigger = fence->schema;
 	fence->truncate_trigger = pstrdup(quote_identifier(psprintf("%s_truncate", schema)));
-	sources = sources_of(job);
+	SPI_finish();
+	MemoryContextSwitchTo(mcxt);
+	return fence;
+}
+
+MigrateFence *
+migrate_fence_create(MigrateJob *job, MigrateConn *conn)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	MigrateFence *fence = name_fence(job, conn);
+	List	   *sources;
+
+	SPI_connect();
+	sources = sources_of(job, mcxt);
 	SPI_finish();
 	MemoryContextSwitchTo(mcxt);
 	find_relations(fence, sources);
@@ -586,7 +598,7 @@ migrate_drop_fence(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	conn = migrate_connect(job->server, job->owner, job->name, "cutover",
 						   job->connect_timeout_s);
-	refused = migrate_fence_drop(migrate_fence_create(job, conn), job->lock_timeout_ms);
+	refused = migrate_fence_drop(name_fence(job, conn), job->lock_timeout_ms);
 	migrate_disconnect(conn);
 	migrate_fault("finish-fence");
 	if (refused == NULL)

@@ -26,6 +26,7 @@
 #include "catalog/pg_type.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "foreign/foreign.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -213,15 +214,30 @@ hand_over(int job_id, int stream_id)
 				  job_id, stream_id, SPI_OK_UPDATE);
 }
 
-/* The stream and all that is kept of it here. */
-static void
-remove_stream(int job_id, MigrateStream *stream)
+/* what is still on the source */
+typedef struct Kept
 {
-	exec_with_ids("DELETE FROM migrate.made_object o USING migrate.stream s"
-				  " WHERE s.stream_id = $2 AND $1 IS NOT NULL AND o.side = 'source'"
-				  " AND o.job_id IN (SELECT a.job_id FROM migrate.job a JOIN migrate.job b USING (server, owner) WHERE b.job_id = $1)"
-				  " AND (o.kind, o.object) IN (('replication slot', s.slot), ('publication', pg_catalog.quote_ident(s.publication)))",
+	bool		slot;
+	bool		publication;
+} Kept;
+
+/*
+ * The stream and all that is kept of it here.  What is still on the source stays
+ * on record, as the job's, for leave_rest().
+ */
+static void
+remove_stream(int job_id, MigrateStream *stream, Kept *kept)
+{
+	const char *ours = " s.stream_id = $2 AND $1 IS NOT NULL AND o.side = 'source'"
+	" AND o.job_id IN (SELECT a.job_id FROM migrate.job a JOIN migrate.job b USING (server, owner) WHERE b.job_id = $1)"
+	" AND (o.kind, o.object) IN (('replication slot', s.slot), ('publication', pg_catalog.quote_ident(s.publication)))";
+
+	exec_with_ids(psprintf("DELETE FROM migrate.made_object o USING migrate.stream s WHERE%s"
+						   " AND NOT CASE o.kind WHEN 'publication' THEN %s ELSE %s END",
+						   ours, kept->publication ? "true" : "false", kept->slot ? "true" : "false"),
 				  job_id, stream->stream_id, SPI_OK_DELETE);
+	exec_with_ids(psprintf("UPDATE migrate.made_object o SET job_id = $1 FROM migrate.stream s WHERE%s", ours),
+				  job_id, stream->stream_id, SPI_OK_UPDATE);
 	exec_with_ids("SELECT migrate._spool_drop_segment(g.stream_id, g.segment_no)"
 				  " FROM migrate.spool_segment g WHERE g.stream_id = $2 AND $1 IS NOT NULL",
 				  job_id, stream->stream_id, SPI_OK_SELECT);
@@ -270,12 +286,39 @@ leave_to_others(ReturnSetInfo *rsinfo, int job_id, MigrateStream *stream,
 						 psprintf("%s;", sql), why);
 }
 
-static void
-leave_last(ReturnSetInfo *rsinfo, int job_id, MigrateStream *stream, MigrateConn **conn)
+/* False: the slot is still there. */
+static bool
+leave_slot(ReturnSetInfo *rsinfo, MigrateStream *stream, MigrateConn **conn)
 {
-	char	   *sql = psprintf("DROP PUBLICATION IF EXISTS %s", quote_identifier(stream->publication));
-	char	   *why;
+	char	   *why = drop_slot(conn, stream);
 
+	if (why == NULL)
+		return true;
+	return_statement(rsinfo, stream, psprintf("replication slot \"%s\"", stream->slot),
+					 psprintf("SELECT pg_drop_replication_slot(%s);",
+							  quote_literal_cstr(stream->slot)), why);
+	return false;
+}
+
+/* False: the publication, its name quoted, is still there. */
+static bool
+leave_publication(ReturnSetInfo *rsinfo, MigrateStream *stream, MigrateConn **conn,
+				  const char *publication)
+{
+	char	   *sql = psprintf("DROP PUBLICATION IF EXISTS %s", publication);
+	char	   *why = try_on_source(conn, stream, sql);
+
+	if (why == NULL)
+		return true;
+	return_statement(rsinfo, stream, psprintf("publication %s", publication),
+					 psprintf("%s;", sql), why);
+	return false;
+}
+
+static void
+leave_last(ReturnSetInfo *rsinfo, int job_id, MigrateStream *stream, MigrateConn **conn,
+		   Kept *kept)
+{
 	if (!end_capture(stream))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_IN_USE),
@@ -283,20 +326,66 @@ leave_last(ReturnSetInfo *rsinfo, int job_id, MigrateStream *stream, MigrateConn
 				 errhint("Try again in a moment.")));
 	/* a slot that was never there has left nothing */
 	if (!stream->own_slot)
-	{
-		why = drop_slot(conn, stream);
-		if (why)
-			return_statement(rsinfo, stream, psprintf("replication slot \"%s\"", stream->slot),
-							 psprintf("SELECT pg_drop_replication_slot(%s);",
-									  quote_literal_cstr(stream->slot)), why);
-	}
+		kept->slot = !leave_slot(rsinfo, stream, conn);
 	if (!stream->own_publication)
+		kept->publication = !leave_publication(rsinfo, stream, conn,
+											   quote_identifier(stream->publication));
+}
+
+/*
+ * What an earlier call could not remove, the stream itself being gone here.
+ */
+static void
+leave_rest(ReturnSetInfo *rsinfo, int job_id)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	MigrateJob *job = migrate_job_load(job_id);
+	MigrateStream stream = {0};
+	MigrateConn *conn = NULL;
+	List	   *objects = NIL;	/* of lists: id, kind, object */
+	ListCell   *lc;
+
+	if (job == NULL)
+		return;
+	migrate_spi_begin();
+	exec_with_ids("SELECT o.object_id, o.kind, o.object FROM migrate.made_object o"
+				  " WHERE o.job_id = $1 AND $2 IS NOT NULL AND o.side = 'source'"
+				  " AND o.kind IN ('replication slot', 'publication') ORDER BY o.kind DESC",
+				  job_id, 0, SPI_OK_SELECT);
+	for (uint64 i = 0; i < SPI_processed; i++)
 	{
-		why = try_on_source(conn, stream, sql);
-		if (why)
-			return_statement(rsinfo, stream, psprintf("publication \"%s\"", stream->publication),
-							 psprintf("%s;", sql), why);
+		MemoryContext old = MemoryContextSwitchTo(mcxt);
+
+		objects = lappend(objects, list_make3(makeInteger((int) migrate_spi_int64(i, 0, 0)),
+											  makeString(pstrdup(migrate_spi_text(i, 1))),
+											  makeString(pstrdup(migrate_spi_text(i, 2)))));
+		MemoryContextSwitchTo(old);
 	}
+	migrate_spi_end();
+	MemoryContextSwitchTo(mcxt);
+	stream.server = job->server;
+	stream.owner = job->owner;
+	stream.server_name = GetForeignServer(job->server)->servername;
+	foreach(lc, objects)
+	{
+		List	   *object = lfirst(lc);
+		char	   *name = strVal(lthird(object));
+		bool		gone;
+
+		/* names the connection, too */
+		stream.slot = name;
+		if (strcmp(strVal(lsecond(object)), "publication") == 0)
+			gone = leave_publication(rsinfo, &stream, &conn, name);
+		else
+			gone = leave_slot(rsinfo, &stream, &conn);
+		if (!gone)
+			continue;
+		migrate_spi_begin();
+		exec_with_ids("DELETE FROM migrate.made_object WHERE object_id = $2 AND job_id = $1",
+					  job_id, intVal(linitial(object)), SPI_OK_DELETE);
+		migrate_spi_end();
+	}
+	migrate_disconnect(conn);
 }
 
 PG_FUNCTION_INFO_V1(migrate_stream_leave);
@@ -310,11 +399,15 @@ migrate_stream_leave(PG_FUNCTION_ARGS)
 	MigrateConn *conn = NULL;
 	char	   *tables;
 	bool		others;
+	Kept		kept = {0};
 
 	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
 	stream = migrate_stream_of_job(job_id);
 	if (stream == NULL)
+	{
+		leave_rest(rsinfo, job_id);
 		return (Datum) 0;
+	}
 
 	/* no job joins or leaves meanwhile */
 	migrate_spi_begin();
@@ -330,7 +423,7 @@ migrate_stream_leave(PG_FUNCTION_ARGS)
 	if (others)
 		leave_to_others(rsinfo, job_id, stream, &conn, tables);
 	else
-		leave_last(rsinfo, job_id, stream, &conn);
+		leave_last(rsinfo, job_id, stream, &conn, &kept);
 	migrate_disconnect(conn);
 
 	migrate_spi_begin();
@@ -341,7 +434,7 @@ migrate_stream_leave(PG_FUNCTION_ARGS)
 	exec_with_ids("DELETE FROM migrate.job_stream WHERE job_id = $1 AND $2 IS NOT NULL",
 				  job_id, stream->stream_id, SPI_OK_DELETE);
 	if (!others)
-		remove_stream(job_id, stream);
+		remove_stream(job_id, stream, &kept);
 	migrate_spi_end();
 	migrate_fault("finish-stream");
 	return (Datum) 0;
