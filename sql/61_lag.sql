@@ -30,6 +30,15 @@ AS 'MODULE_PATHNAME', 'migrate_live_streams';
 COMMENT ON FUNCTION migrate._live_streams() IS
 	'capture of the streams that the caller may see and that have a worker, from their shared memory';
 
+CREATE FUNCTION migrate._live_ways_back(
+	OUT job_id int, OUT pid int, OUT sent_lsn pg_lsn, OUT commit_at timestamptz, OUT caught_up_at timestamptz,
+	OUT changes bigint, OUT dead bigint)
+RETURNS SETOF record
+LANGUAGE C VOLATILE STRICT ROWS 4 SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'migrate_live_ways_back';
+COMMENT ON FUNCTION migrate._live_ways_back() IS
+	'the ways back of the jobs that the caller may see and that have a worker, from their shared memory: what was written here before sent_lsn is on the source; changes and dead letters since the job worker started';
+
 /*
  * Buckets double: 0 is below 0.1 ms, i is [0.1 * 2^(i-1), 0.1 * 2^i) ms.  The
  * geometric middle of a bucket is given, so the figure is off by a factor of
@@ -99,6 +108,41 @@ CREATE VIEW migrate.workers WITH (security_invoker = true) AS
 COMMENT ON VIEW migrate.workers IS
 'the live workers of each job with counters since their start, of the chunk at hand (chunk_*), memory in bytes, and the error they retry after, if any; steps: of those after the copy, how many are over since its start, building: the one at hand. Roles: job, loader, apply, and capture, which is one for all jobs of a stream and whose rows are changes';
 
+/*
+ * How far the way back is, in the eyes of this server.  Without a worker the
+ * slot tells, so that bytes go on growing; seconds are not known then.
+ */
+CREATE FUNCTION migrate._way_back(job_id int, OUT state text, OUT written_lsn pg_lsn, OUT sent_lsn pg_lsn,
+	OUT bytes bigint, OUT seconds numeric, OUT retained_bytes bigint)
+LANGUAGE plpgsql VOLATILE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+	r		migrate.reverse;
+	w		record;
+	s		record;
+BEGIN
+	SELECT * INTO r FROM migrate.reverse x WHERE x.job_id = $1;
+	IF NOT FOUND THEN
+		RETURN;
+	END IF;
+	state := r.state;
+	SELECT * INTO s FROM pg_replication_slots x WHERE x.slot_name = r.slot;
+	IF r.state = 'lost' OR s.slot_name IS NULL AND r.kind <> 'trigger' THEN
+		RETURN;
+	END IF;
+	-- the position before the time: what is read later may only be further on
+	written_lsn := pg_current_wal_flush_lsn();
+	SELECT * INTO w FROM migrate._live_ways_back() x WHERE x.job_id = $1;
+	sent_lsn := greatest(w.sent_lsn, s.confirmed_flush_lsn);
+	bytes := greatest(written_lsn - sent_lsn, 0);
+	seconds := CASE WHEN sent_lsn >= written_lsn THEN 0
+					ELSE round(greatest(extract(epoch FROM clock_timestamp() - greatest(w.commit_at, w.caught_up_at)), 0)::numeric, 3) END;
+	retained_bytes := CASE WHEN r.kind <> 'trigger' THEN greatest(written_lsn - s.restart_lsn, 0) END;
+END
+$$;
+COMMENT ON FUNCTION migrate._way_back(int) IS
+	'the way back of a job: its state, the position up to which this server has written and that up to which the source has it, the bytes between them, seconds since the last commit that is there or since all was (0 when all is; null without a worker), the bytes of WAL that its slot holds; null where there is none';
+
 CREATE VIEW migrate.lag WITH (security_invoker = true) AS
 WITH now AS MATERIALIZED (
 	SELECT clock_timestamp() AS at
@@ -132,9 +176,12 @@ SELECT l.job, l.state, l.stream_state, l.phase AS stream_phase,
 	   l.spool_bytes,
 	   b.reason,
 	   coalesce(l.wanted = 'run' AND l.applies AND NOT coalesce(l.held, false) AND l.lag_alert > 0
-				AND n.at - l.stuck_since > make_interval(secs => l.lag_alert / 1000.0), false) AS stalled
+				AND n.at - l.stuck_since > make_interval(secs => l.lag_alert / 1000.0), false) AS stalled,
+	   back.state AS back_state, back.written_lsn AS back_written_lsn, back.sent_lsn AS back_sent_lsn,
+	   back.bytes AS back_bytes, back.seconds AS back_seconds, back.retained_bytes AS back_retained_bytes
 FROM live l
 CROSS JOIN now n
+CROSS JOIN LATERAL migrate._way_back(l.job_id) back
 CROSS JOIN LATERAL (
 	SELECT CASE
 			   -- all is applied, and the source says that there is no more
@@ -154,7 +201,7 @@ CROSS JOIN LATERAL (
 ) b
 ORDER BY l.job;
 COMMENT ON VIEW migrate.lag IS
-'one row a job that follows its source: the positions up to which the source has come, changes were received, spooled, confirmed to the source and applied; the bytes that are still to receive, spool and apply; seconds between now and the source''s last applied commit, or when all was applied last (0 when all is), by both servers'' clocks; changes that arrive and are applied a second; the size of the spool; what holds it up (reason), and whether it stands still without one (stalled). Moves on while the job is paused';
+'one row a job that follows its source: the positions up to which the source has come, changes were received, spooled, confirmed to the source and applied; the bytes that are still to receive, spool and apply; seconds between now and the source''s last applied commit, or when all was applied last (0 when all is), by both servers'' clocks; changes that arrive and are applied a second; the size of the spool; what holds it up (reason), and whether it stands still without one (stalled). Moves on while the job is paused. back_*: of the way back, from when it is armed on: its state (arming, armed, lost), the position up to which this server has written and up to which the source has it, the bytes between, seconds since the last commit that is there or since all was (0 when all is), and the WAL that its slot holds back in bytes';
 
 CREATE VIEW migrate.slo WITH (security_invoker = true) AS
 SELECT j.job,

@@ -253,6 +253,17 @@ BEGIN
 		RETURN QUERY SELECT 'last_check', format('Rows that changed are not equal: %s.', what),
 			'See migrate.differences; run migrate_repair, and migrate_validate after it.';
 	END IF;
+
+	-- a fence lets one session token through, and the way back of each job has its own
+	SELECT string_agg(DISTINCT format('%I.%I (job "%s")', o.remote_schema, o.remote_table, x.job), ', ') INTO what
+	FROM migrate.source_table s
+	JOIN migrate.source_table o ON o.remote_schema = s.remote_schema AND o.remote_table = s.remote_table AND o.job_id <> s.job_id
+	JOIN migrate.job x ON x.job_id = o.job_id AND x.server = $1.server AND x.state IN ('cutting_over', 'cut_over', 'rolling_back')
+	WHERE s.job_id = $1.job_id;
+	IF what IS NOT NULL THEN
+		RETURN QUERY SELECT 'shared_source', format('Already fenced for another job, whose way back could not write any more: %s.', what),
+			'Finish that job or roll it back first; mappings of one source table that are to be cut over together belong to one job.';
+	END IF;
 	RETURN QUERY SELECT * FROM migrate._fence_obstacles($1);
 END
 $$;

@@ -802,6 +802,9 @@ typedef struct MigrateLive
 	int64		reverse_changes;	/* since the job worker's start */
 	int64		reverse_dead;
 	int64		reverse_retained;	/* WAL that the slot holds back, bytes */
+	TimestampTz reverse_commit_at;	/* of the last commit that is on the
+									 * source */
+	TimestampTz reverse_caught_up_at;	/* when nothing was left to send, last */
 
 	MigrateWindow window;
 } MigrateLive;

@@ -25,6 +25,7 @@
 
 #define JOB_COLUMNS 17
 #define STREAM_COLUMNS 19
+#define BACK_COLUMNS 7
 
 /* a row as it is put together */
 typedef struct Row
@@ -185,6 +186,58 @@ migrate_live_jobs(PG_FUNCTION_ARGS)
 						&ids, &handles);
 	for (uint64 i = 0; i < n; i++)
 		put_job((ReturnSetInfo *) fcinfo->resultinfo, ids[i], handles[i]);
+	return (Datum) 0;
+}
+
+/* ----------------------------------------------------------------
+ * migrate._live_ways_back()
+ * ----------------------------------------------------------------
+ */
+static void
+put_way_back(ReturnSetInfo *rsinfo, int job_id, int64 handle)
+{
+	dsm_segment *seg;
+	MigrateShared *shared = migrate_shmem_peek(handle, job_id, &seg);
+	MigrateLive live;
+	Row			row = {.n = 0};
+	bool		alive;
+
+	if (shared == NULL)
+		return;
+	SpinLockAcquire(&shared->mutex);
+	alive = shared->job_worker_pid != 0;
+	live = shared->live;
+	SpinLockRelease(&shared->mutex);
+	migrate_shmem_unpeek(seg);
+	if (!alive || live.reverse_lsn == InvalidXLogRecPtr)
+		return;
+	add(&row, Int32GetDatum(job_id));
+	if (live.reverse_pid != 0)
+		add(&row, Int32GetDatum(live.reverse_pid));
+	else
+		add_null(&row);
+	add_lsn(&row, live.reverse_lsn);
+	add_time(&row, live.reverse_commit_at);
+	add_time(&row, live.reverse_caught_up_at);
+	add(&row, Int64GetDatum(live.reverse_changes));
+	add(&row, Int64GetDatum(live.reverse_dead));
+	Assert(row.n == BACK_COLUMNS);
+	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, row.values, row.nulls);
+}
+
+PG_FUNCTION_INFO_V1(migrate_live_ways_back);
+PGDLLEXPORT Datum
+migrate_live_ways_back(PG_FUNCTION_ARGS)
+{
+	int		   *ids;
+	int64	   *handles;
+	uint64		n;
+
+	InitMaterializedSRF(fcinfo, 0);
+	n = ids_and_handles("SELECT job_id, shm_handle FROM migrate.job WHERE shm_handle <> 0",
+						&ids, &handles);
+	for (uint64 i = 0; i < n; i++)
+		put_way_back((ReturnSetInfo *) fcinfo->resultinfo, ids[i], handles[i]);
 	return (Datum) 0;
 }
 

@@ -6,7 +6,8 @@
  *	  changes nothing, so a crash may repeat them.
  *
  * Values travel as literals, which take the type of their column as in any
- * INSERT (P7: one conversion, the source's).  Keeps no state; runs in the
+ * INSERT, or as elements of arrays of that type: its input function reads them
+ * either way (P7: one conversion, the source's).  Keeps no state; runs in the
  * reverse worker.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
@@ -142,6 +143,93 @@ migrate_remote_delete(MigrateRemoteTable *table, MigrateRemoteRow *rows, int fro
 	appendStringInfoString(&buf, ") WHERE ");
 	append_same_key(&buf, table, "migrate_t", "migrate_v");
 	return buf.data;
+}
+
+/* ROWS FROM (unnest($1::a[]), unnest($2::b[])) */
+static void
+append_unnest(StringInfo buf, MigrateRemoteTable *table)
+{
+	appendStringInfoString(buf, "ROWS FROM (");
+	for (int i = 0; i < table->ncolumns; i++)
+		appendStringInfo(buf, "%spg_catalog.unnest($%d::%s[])", i > 0 ? ", " : "", i + 1, table->types[i]);
+	appendStringInfoChar(buf, ')');
+}
+
+char *
+migrate_remote_upsert_arrays(MigrateRemoteTable *table)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "INSERT INTO %s (", table->name);
+	(void) append_columns(&buf, table, false, "");
+	appendStringInfoString(&buf, ") OVERRIDING SYSTEM VALUE SELECT * FROM ");
+	append_unnest(&buf, table);
+	append_conflict(&buf, table);
+	return buf.data;
+}
+
+char *
+migrate_remote_delete_arrays(MigrateRemoteTable *table)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "DELETE FROM %s AS migrate_t USING ", table->name);
+	append_unnest(&buf, table);
+	appendStringInfoString(&buf, " AS migrate_v (");
+	(void) append_columns(&buf, table, false, "");
+	appendStringInfoString(&buf, ") WHERE ");
+	append_same_key(&buf, table, "migrate_t", "migrate_v");
+	return buf.data;
+}
+
+/* An element of an array's text. */
+static void
+append_element(StringInfo buf, const char *value)
+{
+	if (value == NULL)
+	{
+		appendStringInfoString(buf, "NULL");
+		return;
+	}
+	appendStringInfoChar(buf, '"');
+	for (;;)
+	{
+		size_t		plain = strcspn(value, "\"\\");
+
+		appendBinaryStringInfo(buf, value, plain);
+		value += plain;
+		if (*value == '\0')
+			break;
+		appendStringInfoChar(buf, '\\');
+		appendStringInfoChar(buf, *value++);
+	}
+	appendStringInfoChar(buf, '"');
+}
+
+/* The parameters: texts of arrays. */
+const char **
+migrate_remote_arrays(MigrateRemoteTable *table, MigrateRemoteRow *rows, int n)
+{
+	const char **arrays = palloc(sizeof(char *) * Max(table->ncolumns, 1));
+
+	for (int i = 0; i < table->ncolumns; i++)
+	{
+		StringInfoData buf;
+
+		initStringInfo(&buf);
+		appendStringInfoChar(&buf, '{');
+		for (int r = 0; r < n; r++)
+		{
+			if (r > 0)
+				appendStringInfoChar(&buf, ',');
+			append_element(&buf, rows[r][i]);
+		}
+		appendStringInfoChar(&buf, '}');
+		arrays[i] = buf.data;
+	}
+	return arrays;
 }
 
 /* INSERT INTO t (<columns>[, <kept>]) ... SELECT <the same> FROM migrate_v v */

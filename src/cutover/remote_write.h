@@ -23,6 +23,8 @@ typedef struct MigrateRemoteTable
 	char	  **types;			/* as there, without length: a cast must not
 								 * cut */
 
+	bool		arrays;			/* values of each can be elements of an array */
+
 	/* for rows that are written anew */
 	int			nkept;			/* quoted, those that are not given */
 	char	  **kept;
@@ -40,6 +42,15 @@ extern char *migrate_remote_upsert(MigrateRemoteTable *table, MigrateRemoteRow *
 								   int from, int to);
 extern char *migrate_remote_delete(MigrateRemoteTable *table, MigrateRemoteRow *rows,
 								   int from, int to);
+
+/*
+ * The same where the rows come as parameters, an array a column, which is much
+ * less for the source to read: only if table->arrays.
+ */
+extern char *migrate_remote_upsert_arrays(MigrateRemoteTable *table);
+extern char *migrate_remote_delete_arrays(MigrateRemoteTable *table);
+extern const char **migrate_remote_arrays(MigrateRemoteTable *table, MigrateRemoteRow *rows,
+										  int n);
 
 /*
  * As upsert, but all that is there of these keys is deleted before the first is

@@ -12,8 +12,12 @@
  * changes come from the queue that triggers fill (queue.c), which is also
  * emptied here; the rest is the same.
  *
- * What is applied commits on the source first, then here (dead letters), then
- * the slot is confirmed.  A crash in between repeats the changes, and every
+ * A batch is whole transactions.  Its statements are sent to the source without
+ * waiting for each answer, and what comes next is decoded while it commits.  If
+ * a row is at fault, it is rolled back and written again by steps, which set
+ * that row aside (reverse_write.c); what comes from the queue is always written
+ * so.  What is applied commits on the source first, then here (dead letters),
+ * then the slot is confirmed.  A crash in between repeats the changes, and every
  * statement is idempotent: nothing is lost and nothing is there twice.
  *
  * What committed here before reverse.open_lsn is migrate's own work and not
@@ -46,18 +50,29 @@
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/pg_lsn.h"
+#include "utils/resowner.h"
 
 #include "control/control.h"
 #include "cutover/cutover.h"
 #include "cutover/external.h"
+#include "cutover/remote_pipe.h"
 #include "cutover/reverse.h"
 #include "cutover/reverse_table.h"
 #include "extract/extract.h"
 
 PGDLLEXPORT void migrate_reverse_main(Datum main_arg);
 
-/* messages of one batch */
+/* messages of one batch; of larger ones if a transaction is */
 #define BATCH_BYTES (8 * 1024 * 1024)
+
+/* what may be collected of one before it is written, in memory */
+#define COLLECT_BYTES (32 * 1024 * 1024)
+
+/* decoded at a time while the source commits */
+#define AHEAD_BYTES (256 * 1024)
+
+/* batches that are not written straight after one that had a bad row */
+#define BY_STEPS 8
 
 /* the flushed end is looked at so often, ms */
 #define LOOK_AGAIN 5
@@ -85,6 +100,10 @@ typedef struct ReverseWorker
 	HTAB	   *tables;
 	MigrateMessage msg;
 	TimestampTz confirmed_at;
+	MemoryContext carry;		/* what a batch takes along from part to part */
+	bool		wrote_here;		/* in this batch's transaction */
+	int			by_steps;		/* so many batches are not written straight */
+	TimestampTz commit_at;		/* of the last transaction of this batch */
 } ReverseWorker;
 
 static ReverseWorker worker;
@@ -277,6 +296,7 @@ close_session(bool failed)
 	worker.tables = NULL;
 	memset(&worker.msg, 0, sizeof(worker.msg));
 	MemoryContextReset(worker.batch);
+	MemoryContextReset(worker.carry);
 	MemoryContextReset(worker.session);
 }
 
@@ -504,40 +524,65 @@ lettered_mappings(void)
 /* Within a transaction on both sides: children are deleted first, parents
  * written first. */
 static void
-write_collected(ReverseCounts *counts)
+write_collected(ReverseSink *sink)
 {
 	ReverseTable **tables;
 	int			n = dirty_tables(&tables);
 	Bitmapset  *lettered = n > 0 ? lettered_mappings() : NULL;
 
 	for (int i = 0; lettered && i < n; i++)
-		migrate_reverse_supersede(tables[i], lettered);
+		if (migrate_reverse_supersede(tables[i], lettered) > 0)
+			worker.wrote_here = true;
 	for (int i = n - 1; i >= 0; i--)
-		migrate_reverse_write_gone(worker.job, worker.conn, tables[i], counts);
+		migrate_reverse_write_gone(sink, tables[i]);
+	for (int i = 0; i < n; i++)
+		migrate_reverse_write_images(sink, tables[i]);
 	for (int i = 0; i < n; i++)
 	{
-		migrate_reverse_write_images(worker.job, worker.conn, tables[i], counts);
-		migrate_reverse_clear(tables[i]);
+		if (sink->more)
+			migrate_reverse_part_over(tables[i], sink->carry_cxt);
+		else
+			migrate_reverse_clear(tables[i]);
 	}
+}
+
+/* A part of the batch, and its memory. */
+static void
+write_part(ReverseSink *sink)
+{
+	HASH_SEQ_STATUS status;
+	ReverseTable *table;
+
+	sink->more = true;
+	write_collected(sink);
+	sink->more = false;
+	MemoryContextReset(worker.batch);
+	hash_seq_init(&status, worker.tables);
+	while ((table = hash_seq_search(&status)) != NULL)
+		migrate_reverse_resume(table, worker.batch);
+	MemoryContextReset(sink->carry_cxt);
+	sink->carried = 0;
 }
 
 /* A TRUNCATE comes in order: what was before it is written before. */
 static void
-take_truncate(ReverseCounts *counts)
+take_truncate(ReverseSink *sink)
 {
-	write_collected(counts);
+	write_part(sink);
 	for (int i = 0; i < worker.msg.nrelids; i++)
 	{
 		ReverseTable *table = table_of(worker.msg.relids[i]);
 
-		if (table && table->nways > 0)
-			table->dirty = table->truncated = true;
+		if (table == NULL || table->nways == 0)
+			continue;
+		migrate_reverse_clear(table);
+		table->dirty = table->truncated = true;
 	}
 }
 
 /* One message of a transaction of the application. */
 static void
-take_message(const char *data, int len, ReverseCounts *counts, int64 *changes)
+take_message(ReverseSink *sink, int64 *changes)
 {
 	ReverseTable *table;
 
@@ -551,9 +596,11 @@ take_message(const char *data, int len, ReverseCounts *counts, int64 *changes)
 				return;
 			migrate_reverse_collect(table, &worker.msg, worker.batch);
 			(*changes)++;
+			if (MemoryContextMemAllocated(worker.batch, true) > COLLECT_BYTES)
+				write_part(sink);
 			break;
 		case 'T':
-			take_truncate(counts);
+			take_truncate(sink);
 			(*changes)++;
 			break;
 		default:
@@ -580,14 +627,23 @@ take_relation(const char *data, int len)
  * the next one, whose DELETE would find nothing.
  */
 static void
-begin_on_source(void)
+begin_on_source(bool straight)
 {
-	PQclear(migrate_exec(worker.conn,
-						 psprintf("BEGIN; SET LOCAL synchronous_commit = on;"
-								  " SELECT pg_catalog.pg_advisory_xact_lock("
-								  "pg_catalog.hashtextextended(%s, 0)%s",
-								  quote_literal_cstr(worker.slot),
-								  worker.mark ? psprintf("), %s", worker.mark) : ")")));
+	const char *const begin[] = {
+		"BEGIN", "SET LOCAL synchronous_commit = on",
+		psprintf("SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(%s, 0)%s",
+				 quote_literal_cstr(worker.slot),
+				 worker.mark ? psprintf("), %s", worker.mark) : ")")
+	};
+
+	if (straight)
+	{
+		migrate_pipe_begin(worker.conn);
+		for (int i = 0; i < lengthof(begin); i++)
+			migrate_pipe_send(worker.conn, begin[i], 0, NULL);
+	}
+	else
+		PQclear(migrate_exec(worker.conn, psprintf("%s; %s; %s", begin[0], begin[1], begin[2])));
 }
 
 static bool
@@ -599,19 +655,16 @@ next_message(const char **data, int *len)
 
 /*
  * Everything that was decoded: what is the application's is collected and
- * written, in one transaction on each side.
+ * written.  False: there is nothing.
  */
-static void
-apply_decoded(ReverseCounts *counts, int64 *changes)
+static bool
+write_decoded(ReverseSink *sink, int64 *changes)
 {
 	const char *data;
 	int			len;
 	bool		ours = true;	/* before the opening: migrate's own */
 	bool		begun = false;
 
-	StartTransactionCommand();
-	if (worker.open_lsn == InvalidXLogRecPtr)
-		(void) load_rows();
 	while (next_message(&data, &len))
 	{
 		MemoryContextSwitchTo(worker.batch);
@@ -620,17 +673,169 @@ apply_decoded(ReverseCounts *counts, int64 *changes)
 			ours = worker.open_lsn == InvalidXLogRecPtr || worker.msg.final_lsn < worker.open_lsn;
 		else if (worker.msg.type == 'R')
 			take_relation(data, len);
+		else if (worker.msg.type == 'C')
+			worker.commit_at = worker.msg.commit_at;
 		else if (!ours)
 		{
 			if (!begun)
-				begin_on_source();
+				begin_on_source(sink->straight);
 			begun = true;
-			take_message(data, len, counts, changes);
+			take_message(sink, changes);
 		}
 	}
+	MemoryContextSwitchTo(worker.batch);
 	if (begun)
+		write_collected(sink);
+	return begun;
+}
+
+/* A batch from its first message on; what was collected of it is forgotten. */
+static void
+begin_anew(ReverseSink *sink, bool straight)
+{
+	HASH_SEQ_STATUS status;
+	ReverseTable *table;
+	bool		postpone;
+
+	hash_seq_init(&status, worker.tables);
+	while ((table = hash_seq_search(&status)) != NULL)
 	{
-		write_collected(counts);
+		migrate_reverse_clear(table);
+		table->carried = NIL;
+	}
+	MemoryContextReset(worker.batch);
+	MemoryContextReset(worker.carry);
+	postpone = sink->counts.postpone;
+	memset(sink, 0, sizeof(ReverseSink));
+	sink->counts.postpone = postpone;
+	sink->job = worker.job;
+	sink->conn = worker.conn;
+	sink->carry_cxt = worker.carry;
+	sink->straight = straight;
+	worker.wrote_here = false;
+	if (worker.decoder)
+		migrate_decoder_again(worker.decoder);
+}
+
+/*
+ * The straight way: all of a batch is sent, its COMMIT too.  An error that is a
+ * row's fault is returned, as the source's is by settle_straight(): then
+ * nothing has happened on either side.
+ */
+static ErrorData *
+send_straight(ReverseSink *sink, int64 *changes, bool *begun)
+{
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile edata = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(worker.batch);
+	PG_TRY();
+	{
+		*begun = write_decoded(sink, changes);
+		if (*begun)
+		{
+			migrate_fault("reverse-written");
+			migrate_pipe_send(worker.conn, "COMMIT", 0, NULL);
+			migrate_pipe_end(worker.conn);
+		}
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(worker.session);
+		edata = CopyErrorData();
+		FlushErrorState();
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(worker.batch);
+	CurrentResourceOwner = owner;
+	if (edata == NULL)
+		return NULL;
+	if (!migrate_error_is_of_row(edata->sqlerrcode))
+		ReThrowError(edata);
+	migrate_pipe_abandon(worker.conn);
+	return edata;
+}
+
+/* Until the source has committed; what comes next is decoded meanwhile. */
+static ErrorData *
+settle_straight(bool ahead)
+{
+	ErrorData  *volatile edata = NULL;
+	int64		bytes = 0;
+	XLogRecPtr	last = InvalidXLogRecPtr;
+
+	while (ahead && bytes < BATCH_BYTES && !migrate_pipe_ready(worker.conn))
+	{
+		XLogRecPtr	lsn;
+
+		bytes += AHEAD_BYTES;
+		lsn = migrate_decoder_read_ahead(worker.decoder, bytes);
+		if (lsn == last)
+			break;
+		last = lsn;
+	}
+	PG_TRY();
+	{
+		migrate_pipe_finish(worker.conn);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(worker.session);
+		edata = CopyErrorData();
+		if (!migrate_error_is_of_row(edata->sqlerrcode))
+			PG_RE_THROW();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(worker.batch);
+	return edata;
+}
+
+/*
+ * False: it cannot be done so, for the fault of a row.  The transaction here
+ * has seldom anything to commit, and then need not wait for that of the source,
+ * but makes room for those of decoding.
+ */
+static bool
+apply_straight(ReverseSink *sink, int64 *changes)
+{
+	ErrorData  *edata;
+	bool		begun = false;
+	bool		hold;
+
+	edata = send_straight(sink, changes, &begun);
+	hold = worker.wrote_here;
+	if (!hold)
+	{
+		CommitTransactionCommand();
+		MemoryContextSwitchTo(worker.batch);
+	}
+	if (edata == NULL && begun)
+		edata = settle_straight(!hold);
+	if (edata == NULL)
+	{
+		if (begun)
+			migrate_fault("reverse-committed");
+		if (hold)
+			CommitTransactionCommand();
+		return true;
+	}
+	FreeErrorData(edata);
+	if (hold)
+		AbortCurrentTransaction();
+	PQclear(migrate_exec(worker.conn, "ROLLBACK"));
+	return false;
+}
+
+/* Each statement is waited for; bad rows are set aside. */
+static void
+apply_by_steps(ReverseSink *sink, int64 *changes)
+{
+	if (write_decoded(sink, changes))
+	{
 		migrate_fault("reverse-written");
 		PQclear(migrate_exec(worker.conn, "COMMIT"));
 		migrate_fault("reverse-committed");
@@ -638,16 +843,56 @@ apply_decoded(ReverseCounts *counts, int64 *changes)
 	if (worker.queue)
 		migrate_queue_delete(worker.queue);
 	/* dead letters must be on disk before the slot is confirmed */
-	if (counts->dead > 0)
+	if (sink->counts.dead > 0)
 		ForceSyncCommit();
 	CommitTransactionCommand();
+}
+
+/*
+ * A batch, in one transaction on each side.  Where one had a bad row, the next
+ * ones are likely to have some.
+ */
+static void
+apply_decoded(ReverseSink *sink, int64 *changes)
+{
+	bool		straight = worker.by_steps == 0 && worker.decoder != NULL;
+
+	if (worker.by_steps > 0)
+		worker.by_steps--;
+	StartTransactionCommand();
+	if (worker.open_lsn == InvalidXLogRecPtr)
+		(void) load_rows();
+	begin_anew(sink, straight);
+	if (straight && !apply_straight(sink, changes))
+	{
+		worker.by_steps = BY_STEPS;
+		*changes = 0;
+		StartTransactionCommand();
+		begin_anew(sink, false);
+		straight = false;
+	}
+	if (!straight)
+		apply_by_steps(sink, changes);
 	MemoryContextSwitchTo(TopMemoryContext);
+}
+
+/* Nothing that is flushed here was left when we looked. */
+static void
+publish_idle(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	SpinLockAcquire(&migrate_shared->mutex);
+	migrate_shared->live.reverse_caught_up_at = now;
+	SpinLockRelease(&migrate_shared->mutex);
 }
 
 static void
 publish_position(XLogRecPtr lsn, ReverseCounts *counts, int64 changes, int64 retained)
 {
 	SpinLockAcquire(&migrate_shared->mutex);
+	if (changes > 0)
+		migrate_shared->live.reverse_commit_at = worker.commit_at;
 	migrate_shared->live.reverse_lsn = lsn;
 	migrate_shared->live.reverse_changes += changes;
 	migrate_shared->live.reverse_dead += counts->dead;
@@ -656,11 +901,11 @@ publish_position(XLogRecPtr lsn, ReverseCounts *counts, int64 changes, int64 ret
 	migrate_worker_count(changes, 0, counts->dead);
 }
 
-/* True when something was applied. */
+/* True when something was applied, or is at hand. */
 static bool
 batch(void)
 {
-	ReverseCounts counts = {0};
+	ReverseSink sink = {0};
 	int64		changes = 0;
 	XLogRecPtr	from = migrate_shared->live.reverse_lsn;
 	XLogRecPtr	lsn;
@@ -670,7 +915,7 @@ batch(void)
 	if (!migrate_decoder_empty(worker.decoder))
 	{
 		migrate_worker_phase("write");
-		apply_decoded(&counts, &changes);
+		apply_decoded(&sink, &changes);
 		migrate_decoder_forget(worker.decoder);
 		MemoryContextReset(worker.batch);
 		migrate_decoder_confirm(worker.decoder, lsn);
@@ -681,9 +926,11 @@ batch(void)
 		migrate_decoder_confirm(worker.decoder, lsn);
 		worker.confirmed_at = GetCurrentTimestamp();
 	}
+	if (migrate_decoder_empty(worker.decoder))
+		publish_idle();
 	if (lsn != from || changes > 0)
-		publish_position(lsn, &counts, changes, migrate_decoder_retained(worker.decoder));
-	return changes > 0;
+		publish_position(lsn, &sink.counts, changes, migrate_decoder_retained(worker.decoder));
+	return changes > 0 || !migrate_decoder_empty(worker.decoder);
 }
 
 /*
@@ -693,7 +940,7 @@ batch(void)
 static bool
 queue_batch(void)
 {
-	ReverseCounts counts = {0};
+	ReverseSink sink = {0};
 	int64		changes = 0;
 	XLogRecPtr	from = migrate_shared->live.reverse_lsn;
 	XLogRecPtr	lsn;
@@ -706,21 +953,23 @@ queue_batch(void)
 	if (!migrate_queue_empty(worker.queue))
 	{
 		migrate_worker_phase("write");
-		counts.postpone = migrate_queue_partial(worker.queue);
-		apply_decoded(&counts, &changes);
-		migrate_queue_widen(worker.queue, counts.postponed > 0 && counts.upserts + counts.deletes == 0);
-		if (counts.postponed > 0)
+		sink.counts.postpone = migrate_queue_partial(worker.queue);
+		apply_decoded(&sink, &changes);
+		migrate_queue_widen(worker.queue, sink.counts.postponed > 0 && sink.counts.upserts + sink.counts.deletes == 0);
+		if (sink.counts.postponed > 0)
 			lsn = from;
 		migrate_queue_forget(worker.queue);
 		MemoryContextReset(worker.batch);
 		migrate_queue_trim(worker.queue);
 	}
+	else
+		publish_idle();
 	if (lsn == from && changes == 0)
 		return false;
 	StartTransactionCommand();
 	size = migrate_queue_size(worker.queue);
 	CommitTransactionCommand();
-	publish_position(lsn, &counts, changes, size);
+	publish_position(lsn, &sink.counts, changes, size);
 	return changes > 0;
 }
 
@@ -862,6 +1111,8 @@ migrate_reverse_main(Datum main_arg)
 	worker.session = AllocSetContextCreate(TopMemoryContext, "migrate reverse session",
 										   ALLOCSET_DEFAULT_SIZES);
 	worker.batch = AllocSetContextCreate(TopMemoryContext, "migrate reverse batch",
+										 ALLOCSET_DEFAULT_SIZES);
+	worker.carry = AllocSetContextCreate(TopMemoryContext, "migrate reverse carried",
 										 ALLOCSET_DEFAULT_SIZES);
 	/* texts for the source, as its sessions read them */
 	SetConfigOption("datestyle", "ISO", PGC_USERSET, PGC_S_SESSION);

@@ -1,26 +1,19 @@
 /*-------------------------------------------------------------------------
  *
  * reverse_table.c
- *	  A target table on its way back: the net effect of its changes per key,
- *	  and that effect through the inverse mapping into the source.
+ *	  A target table on its way back: how its rows become the source's, and the
+ *	  net effect of its changes per key.
  *
  * A change is kept as the texts of the message.  Per key only the newest image
- * counts; it is read into a batch, run through the inverse as any mapping is
- * run, and what comes out is sent as literals.  A value that the message does
- * not hold (unchanged TOAST) is read from the target as it is now: later
- * changes follow in the stream, and everything is idempotent.
+ * counts.  What becomes of it is in reverse_write.c.
  *
- * A row that fails by its own fault (an int8 that no longer fits an int4) is
- * found by halving and becomes a dead letter of stage 'back'; the source keeps
- * what it had.  It is superseded when another change of the same key comes.
+ * A transaction that is larger than the memory it may take is written in parts,
+ * and between two of them the source may be in a state that the target has
+ * never shown: a child before its parent, a unique value that is still at
+ * another row.  What cannot be written for that is carried along into the next
+ * part, as a change that came before all of its changes.
  *
- * Statements write row by row, and the source looks at what must be unique
- * after each: rows that exchange such values stand in each other's way.  Where
- * a statement fails for that, its rows are written last, all at once, after the
- * old ones of all of them have been taken away.
- *
- * Runs in the reverse worker, in one transaction here and one on the source.  A
- * crash undoes both or repeats the changes.
+ * Runs in the reverse worker; memory only.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -45,15 +38,7 @@
 #include "utils/snapmgr.h"
 
 #include "control/control.h"
-#include "cutover/reverse.h"
 #include "extract/extract.h"
-
-/* rows of one statement: at most so many, and so many bytes */
-#define STATEMENT_ROWS 500
-#define STATEMENT_BYTES (1024 * 1024)
-
-#define SAVEPOINT "migrate_back"
-#define SAVEPOINT_TRIAL "migrate_back_trial"
 
 /* ----------------------------------------------------------------
  * the tables of a job
@@ -132,7 +117,7 @@ make_mapping(MigrateMapping *forward, MigrateSource *src, Oid to, char *query,
 
 /*
  * Columns of a table there: name, type, whether it is GENERATED ALWAYS AS
- * IDENTITY; and whether a row may be deleted there for a moment: nothing
+ * IDENTITY, whether values of it can be elements of an array; and whether a row may be deleted there for a moment: nothing
  * cascades from it, and no trigger sees it.
  */
 static PGresult *
@@ -140,12 +125,14 @@ remote_columns(MigrateSource *forward, MigrateConn *conn)
 {
 	return migrate_exec(conn,
 						psprintf("SELECT a.attname, pg_catalog.format_type(a.atttypid, -1), a.attidentity = 'a',"
+								 " t.typarray <> 0 AND t.typtype <> 'c' AND t.typcategory NOT IN ('A', 'C') AND t.typdelim = ',',"
 								 " pg_catalog.current_setting('session_replication_role') = 'replica'"
 								 " OR NOT EXISTS (SELECT FROM pg_catalog.pg_constraint f WHERE f.contype = 'f'"
 								 "  AND f.confrelid = c.oid AND f.confdeltype <> 'a')"
 								 " AND NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid = c.oid"
 								 "  AND NOT t.tgisinternal AND t.tgtype & 8 <> 0 AND t.tgname !~ '^migrate_fence_')"
 								 " FROM pg_catalog.pg_attribute a"
+								 " JOIN pg_catalog.pg_type t ON t.oid = a.atttypid"
 								 " JOIN pg_catalog.pg_class c ON c.oid = a.attrelid"
 								 " JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace"
 								 " WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0"
@@ -162,7 +149,9 @@ describe_remote(MigrateRemoteTable *remote, MigrateSource *forward, MigrateMappi
 	PGresult   *res = remote_columns(forward, conn);
 	int			n = PQntuples(res);
 	bool	   *given = palloc0(Max(n, 1) * sizeof(bool));
+	int			known = 0;
 
+	remote->arrays = true;
 	remote->name = quote_qualified_identifier(forward->remote_schema, forward->remote_table);
 	remote->ncolumns = map->ncolumns;
 	remote->columns = palloc0(Max(map->ncolumns, 1) * sizeof(char *));
@@ -187,12 +176,15 @@ describe_remote(MigrateRemoteTable *remote, MigrateSource *forward, MigrateMappi
 				given[row] = true;
 				remote->types[i] = migrate_result_value(res, row, 1);
 				remote->fixed[i] = PQgetvalue(res, row, 2)[0] == 't';
+				known++;
+				remote->arrays = remote->arrays && PQgetvalue(res, row, 3)[0] == 't';
 			}
 		}
+	remote->arrays = remote->arrays && known == map->ncolumns;
 	remote->kept = palloc(Max(n, 1) * sizeof(char *));
 	for (int row = 0; row < n; row++)
 	{
-		remote->anew = PQgetvalue(res, row, 3)[0] == 't';
+		remote->anew = PQgetvalue(res, row, 4)[0] == 't';
 		if (!given[row])
 			remote->kept[remote->nkept++] = pstrdup(quote_identifier(migrate_result_value(res, row, 0)));
 	}
@@ -229,6 +221,38 @@ text_array(int row, int col, int *n, MemoryContext mcxt)
 	return result;
 }
 
+static FmgrInfo *
+output_functions(MigrateMapping *map)
+{
+	FmgrInfo   *output = palloc0(sizeof(FmgrInfo) * Max(map->ncolumns, 1));
+
+	for (int i = 0; i < map->ncolumns; i++)
+	{
+		Oid			function;
+		bool		varlena;
+
+		getTypeOutputInfo(TupleDescAttr(map->outdesc, i)->atttypid, &function, &varlena);
+		fmgr_info(function, &output[i]);
+	}
+	return output;
+}
+
+static void
+input_functions(ReverseWay *way)
+{
+	MigrateSource *src = way->src;
+
+	way->input = palloc0(sizeof(FmgrInfo) * Max(src->ncolumns, 1));
+	way->ioparam = palloc0(sizeof(Oid) * Max(src->ncolumns, 1));
+	for (int i = 0; i < src->ncolumns; i++)
+	{
+		Oid			function;
+
+		getTypeInputInfo(src->columns[i].type, &function, &way->ioparam[i]);
+		fmgr_info(function, &way->input[i]);
+	}
+}
+
 static void
 make_way(MigrateJob *job, MigrateConn *conn, ReverseWay *way, int mapping_id, char *query,
 		 char **columns, int ncolumns, char **keys, int nkeys, char **target_keys,
@@ -249,6 +273,9 @@ make_way(MigrateJob *job, MigrateConn *conn, ReverseWay *way, int mapping_id, ch
 							 key_query(keys, target_keys, nkeys), keys, nkeys, search_path);
 	describe_remote(&way->remote, source, way->inverse, conn, false);
 	describe_remote(&way->remote_keys, source, way->keys, conn, true);
+	way->inverse_output = output_functions(way->inverse);
+	way->keys_output = output_functions(way->keys);
+	input_functions(way);
 }
 
 static uint32
@@ -446,6 +473,7 @@ entry_of(ReverseTable *table, char **row)
 	{
 		entry->image = entry->gone = NULL;
 		entry->unknown = NULL;
+		entry->keep_image = entry->keep_gone = false;
 		table->order = lappend(table->order, entry);
 	}
 	return entry;
@@ -557,528 +585,83 @@ migrate_reverse_clear(ReverseTable *table)
 	table->order = NIL;
 }
 
-/* ----------------------------------------------------------------
- * through the inverse
- * ----------------------------------------------------------------
- */
-
-/* The row of the target as it is now, for values that are not in the message. */
-static bool
-fetch_current(ReverseWay *way, char **row)
+static char **
+copy_texts(ReverseTable *table, char **row)
 {
-	MigrateSource *src = way->src;
-	StringInfoData sql;
-	bool		found;
+	int			n = table->ways[0].src->ncolumns;
+	char	  **copy = palloc0(sizeof(char *) * Max(n, 1));
 
-	initStringInfo(&sql);
-	appendStringInfoString(&sql, "SELECT ");
-	for (int i = 0; i < src->ncolumns; i++)
-		appendStringInfo(&sql, "%st.%s", i > 0 ? ", " : "", quote_identifier(src->columns[i].name));
-	appendStringInfo(&sql, " FROM %s t WHERE ",
-					 quote_qualified_identifier(get_namespace_name(get_rel_namespace(src->foreign_table)),
-												get_rel_name(src->foreign_table)));
-	for (int k = 0; k < src->nkeys; k++)
-	{
-		MigrateColumn *col = &src->columns[src->keys[k]];
-
-		appendStringInfo(&sql, "%st.%s = %s::%s", k > 0 ? " AND " : "", quote_identifier(col->name),
-						 quote_literal_cstr(row[src->keys[k]] ? row[src->keys[k]] : ""),
-						 format_type_extended(col->type, col->typmod,
-											  FORMAT_TYPE_TYPEMOD_GIVEN | FORMAT_TYPE_FORCE_QUALIFY));
-	}
-	{
-		MemoryContext mcxt = CurrentMemoryContext;
-
-		SPI_connect();
-		migrate_spi_exec(sql.data, 0, NULL, NULL, NULL, SPI_OK_SELECT);
-		found = SPI_processed > 0;
-		MemoryContextSwitchTo(mcxt);
-		for (int i = 0; found && i < src->ncolumns; i++)
-			row[i] = migrate_spi_text(0, i);
-		SPI_finish();
-		MemoryContextSwitchTo(mcxt);
-	}
-	return found;
+	for (int i = 0; i < n; i++)
+		copy[i] = row[i] ? pstrdup(row[i]) : NULL;
+	return copy;
 }
 
-/* Texts into a batch of the target's rows. */
+static bool *
+copy_flags(ReverseTable *table, bool *flags)
+{
+	int			n = table->ways[0].src->ncolumns;
+
+	return flags ? memcpy(palloc(sizeof(bool) * Max(n, 1)), flags, sizeof(bool) * n) : NULL;
+}
+
+/* What could not be written yet, out of the memory of this part. */
 static void
-add_row(ReverseWay *way, MigrateBatch *batch, char **row)
+carry(ReverseTable *table, MemoryContext carry_cxt)
 {
-	MigrateSource *src = way->src;
-	Datum	   *values = palloc(sizeof(Datum) * Max(src->ncolumns, 1));
-	bool	   *nulls = palloc(sizeof(bool) * Max(src->ncolumns, 1));
-
-	for (int i = 0; i < src->ncolumns; i++)
-	{
-		MigrateColumn *col = &src->columns[i];
-		Oid			function,
-					ioparam;
-
-		nulls[i] = row[i] == NULL;
-		values[i] = (Datum) 0;
-		if (nulls[i])
-			continue;
-		getTypeInputInfo(col->type, &function, &ioparam);
-		values[i] = OidInputFunctionCall(function, row[i], ioparam, col->typmod);
-	}
-	migrate_batch_add(batch, values, nulls, 0);
-}
-
-/* mapped rows as texts; they are made under the settings of the worker */
-typedef struct Texts
-{
-	MigrateMapping *map;
-	MemoryContext mcxt;
-	Tuplestorestate *store;
-	int			n;
-} Texts;
-
-static void
-take_mapped(TupleTableSlot *slot, void *arg)
-{
-	Texts	   *texts = arg;
-
-	tuplestore_puttupleslot(texts->store, slot);
-	texts->n++;
-}
-
-static MigrateRemoteRow *
-texts_of(MigrateMapping *map, MigrateBatch *batch, int *n)
-{
-	Texts		texts = {.map = map,.mcxt = CurrentMemoryContext};
-	MigrateRemoteRow *rows;
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(map->outdesc, &TTSOpsMinimalTuple);
-	int			r = 0;
-
-	texts.store = tuplestore_begin_heap(false, false, work_mem);
-	migrate_mapping_run(map, batch, take_mapped, &texts);
-	rows = palloc(sizeof(MigrateRemoteRow) * Max(texts.n, 1));
-	while (tuplestore_gettupleslot(texts.store, true, false, slot))
-	{
-		rows[r] = palloc0(sizeof(char *) * Max(map->ncolumns, 1));
-		for (int i = 0; i < map->ncolumns; i++)
-		{
-			bool		isnull;
-			Datum		value = slot_getattr(slot, i + 1, &isnull);
-			Oid			output;
-			bool		varlena;
-
-			if (isnull)
-				continue;
-			getTypeOutputInfo(TupleDescAttr(map->outdesc, i)->atttypid, &output, &varlena);
-			rows[r][i] = OidOutputFunctionCall(output, value);
-		}
-		r++;
-	}
-	ExecDropSingleTupleTableSlot(slot);
-	tuplestore_end(texts.store);
-	*n = r;
-	return rows;
-}
-
-/* ----------------------------------------------------------------
- * to the source, bad rows set aside
- * ----------------------------------------------------------------
- */
-typedef enum WriteHow
-{
-	WRITE_GONE,					/* rows that are no more: delete */
-	WRITE_IMAGES,				/* upsert */
-	WRITE_ANEW,					/* delete all, then insert */
-	WRITE_AWAY					/* delete the rows with the images' keys */
-} WriteHow;
-
-typedef struct Portion
-{
-	MigrateJob *job;
-	MigrateConn *conn;
-	ReverseWay *way;
-	WriteHow	how;
-	ReverseEntry **entries;
-	ReverseCounts *counts;
-
-	/*
-	 * Entries that are to be written anew, since what must be unique is still
-	 * at another row; filled while images are written.
-	 */
-	ReverseEntry **conflicts;
-	int			nconflicts;
-
-	/* while it is found out which of those cannot be written */
-	ErrorData **errors;			/* by entry; NULL: bad rows are buried */
-} Portion;
-
-static char *
-statement_for(Portion *p, MigrateRemoteRow *rows, int n)
-{
-	switch (p->how)
-	{
-		case WRITE_GONE:
-			return migrate_remote_delete(&p->way->remote_keys, rows, 0, n);
-		case WRITE_ANEW:
-			return migrate_remote_anew(&p->way->remote, rows, 0, n);
-		case WRITE_AWAY:
-			return migrate_remote_delete(&p->way->remote, rows, 0, n);
-		default:
-			return migrate_remote_upsert(&p->way->remote, rows, 0, n);
-	}
-}
-
-/* Everything for entries [from, to) but the halving; throws. */
-static int64
-write_rows(Portion *p, int from, int to)
-{
-	bool		gone = p->how == WRITE_GONE;
-	MigrateBatch *batch = migrate_batch_create(p->way->src);
-	MigrateMapping *map = gone ? p->way->keys : p->way->inverse;
-	MigrateRemoteRow *rows;
-	int			n;
-
-	PushActiveSnapshot(GetTransactionSnapshot());
-	for (int i = from; i < to; i++)
-	{
-		ReverseEntry *entry = p->entries[i];
-		char	  **row = gone ? entry->gone : entry->image;
-
-		/* not there any more: its delete follows */
-		if (!gone && entry->unknown && !fetch_current(p->way, row))
-			continue;
-		add_row(p->way, batch, row);
-	}
-	rows = texts_of(map, batch, &n);
-	PopActiveSnapshot();
-	migrate_batch_free(batch);
-	if (n > 0)
-		PQclear(migrate_exec(p->conn, statement_for(p, rows, n)));
-	return n;
-}
-
-/* {"column": "text", ...} */
-static char *
-row_json(MigrateSource *src, char **row, bool keys_only)
-{
-	StringInfoData buf;
-	int			n = 0;
-
-	initStringInfo(&buf);
-	appendStringInfoChar(&buf, '{');
-	for (int i = 0; i < src->ncolumns; i++)
-	{
-		if (keys_only && !src->columns[i].is_key)
-			continue;
-		appendStringInfoString(&buf, n++ > 0 ? ", " : "");
-		escape_json(&buf, src->columns[i].name);
-		appendStringInfoString(&buf, ": ");
-		if (row[i])
-			escape_json(&buf, row[i]);
-		else
-			appendStringInfoString(&buf, "null");
-	}
-	appendStringInfoChar(&buf, '}');
-	return buf.data;
-}
-
-static void
-bury(Portion *p, ReverseEntry *entry, ErrorData *edata)
-{
-	MigrateLoadContext ctx = {.job = p->job};
-	char	  **row = p->how == WRITE_GONE ? entry->gone : entry->image;
-
-	if (p->counts->postpone)
-	{
-		migrate_queue_again(p->job->job_id, p->way->src->foreign_table,
-							row_json(p->way->src, row, false));
-		p->counts->postponed++;
-		return;
-	}
-	migrate_dead_letter_insert(&ctx, p->way->mapping_id, "back",
-							   row_json(p->way->src, row, true),
-							   row_json(p->way->src, row, false), NULL, edata, NULL);
-	p->counts->dead++;
-}
-
-/*
- * Open letters of the keys that have changed again are superseded: the source
- * gets the row as it is now, or there is a new letter.  After a TRUNCATE, all.
- */
-static void
-supersede(ReverseTable *table, ReverseWay *way)
-{
-	Oid			types[] = {INT4OID, TEXTARRAYOID};
-	Datum		values[] = {Int32GetDatum(way->mapping_id), (Datum) 0};
-	ArrayBuildState *keys = initArrayResult(TEXTOID, CurrentMemoryContext, true);
+	MemoryContext old = MemoryContextSwitchTo(carry_cxt);
 	ListCell   *lc;
 
 	foreach(lc, table->order)
 	{
 		ReverseEntry *entry = lfirst(lc);
+		ReverseEntry *copy;
 
-		keys = accumArrayResult(keys, CStringGetTextDatum(row_json(way->src, entry->image ? entry->image : entry->gone, true)),
-								false, TEXTOID, CurrentMemoryContext);
-	}
-	values[1] = makeArrayResult(keys, CurrentMemoryContext);
-	migrate_spi_begin();
-	migrate_spi_exec("UPDATE migrate.dead_letter d SET state = 'superseded', updated_at = now()"
-					 " WHERE d.mapping_id = $1 AND d.state = 'open' AND d.stage = 'back' AND ($2 IS NULL"
-					 "  OR d.key IN (SELECT k::pg_catalog.jsonb FROM pg_catalog.unnest($2) k))",
-					 2, types, values, table->truncated ? " n" : NULL, SPI_OK_UPDATE);
-	migrate_spi_end();
-}
-
-void
-migrate_reverse_supersede(ReverseTable *table, Bitmapset *lettered)
-{
-	for (int w = 0; w < table->nways; w++)
-		if (bms_is_member(table->ways[w].mapping_id, lettered))
-			supersede(table, &table->ways[w]);
-}
-
-/* One try, under a savepoint on both sides; the error when it failed. */
-static ErrorData *
-try_rows(Portion *p, int from, int to)
-{
-	MemoryContext mcxt = CurrentMemoryContext;
-	ResourceOwner owner = CurrentResourceOwner;
-	ErrorData  *volatile edata = NULL;
-	volatile int64 n = 0;
-	MemoryContext tmp = AllocSetContextCreate(mcxt, "migrate reverse rows", ALLOCSET_DEFAULT_SIZES);
-
-	PQclear(migrate_exec(p->conn, "SAVEPOINT " SAVEPOINT));
-	BeginInternalSubTransaction(NULL);
-	MemoryContextSwitchTo(tmp);
-	PG_TRY();
-	{
-		n = write_rows(p, from, to);
-		ReleaseCurrentSubTransaction();
-	}
-	PG_CATCH();
-	{
-		MemoryContextSwitchTo(mcxt);
-		edata = CopyErrorData();
-		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
-	}
-	PG_END_TRY();
-	MemoryContextSwitchTo(mcxt);
-	CurrentResourceOwner = owner;
-	MemoryContextDelete(tmp);
-	if (edata && !migrate_error_is_of_row(edata->sqlerrcode))
-		ReThrowError(edata);
-	PQclear(migrate_exec(p->conn, edata ? "ROLLBACK TO SAVEPOINT " SAVEPOINT "; RELEASE SAVEPOINT " SAVEPOINT :
-						 "RELEASE SAVEPOINT " SAVEPOINT));
-	if (edata == NULL && p->errors == NULL)
-	{
-		if (p->how == WRITE_GONE)
-			p->counts->deletes += n;
-		else
-			p->counts->upserts += n;
-	}
-	return edata;
-}
-
-static bool
-is_conflict(ErrorData *edata)
-{
-	return edata->sqlerrcode == ERRCODE_UNIQUE_VIOLATION ||
-		edata->sqlerrcode == ERRCODE_EXCLUSION_VIOLATION;
-}
-
-/* A row that cannot be written; takes the error. */
-static void
-set_aside(Portion *p, int i, ErrorData *edata)
-{
-	if (p->errors)
-		p->errors[i] = edata;
-	else
-	{
-		bury(p, p->entries[i], edata);
-		FreeErrorData(edata);
-	}
-}
-
-static void
-write_portion(Portion *p, int from, int to)
-{
-	ErrorData  *edata;
-
-	CHECK_FOR_INTERRUPTS();
-	edata = try_rows(p, from, to);
-	if (edata == NULL)
-		return;
-	if (p->conflicts && is_conflict(edata))
-	{
-		memcpy(p->conflicts + p->nconflicts, p->entries + from, sizeof(ReverseEntry *) * (to - from));
-		p->nconflicts += to - from;
-	}
-	else if (to - from == 1)
-	{
-		set_aside(p, from, edata);
-		return;
-	}
-	else
-	{
-		int			middle = from + (to - from) / 2;
-
-		write_portion(p, from, middle);
-		write_portion(p, middle, to);
-	}
-	FreeErrorData(edata);
-}
-
-/*
- * Which of the rows cannot be written although the old ones of all of them are
- * out of the way?  It is tried, and taken back.
- */
-static void
-find_unwritable(Portion *p, int n, ErrorData *edata)
-{
-	ErrorData  *away;
-
-	PQclear(migrate_exec(p->conn, "SAVEPOINT " SAVEPOINT_TRIAL));
-	p->how = WRITE_AWAY;
-	away = try_rows(p, 0, n);
-	p->how = WRITE_IMAGES;
-	if (away == NULL)
-		write_portion(p, 0, n);
-	else
-		FreeErrorData(away);
-	PQclear(migrate_exec(p->conn, "ROLLBACK TO SAVEPOINT " SAVEPOINT_TRIAL
-						 "; RELEASE SAVEPOINT " SAVEPOINT_TRIAL));
-	for (int i = 0; i < n; i++)
-		if (p->errors[i])
-			return;
-	/* it cannot be told: all of them */
-	for (int i = 0; i < n; i++)
-		p->errors[i] = edata;
-}
-
-/*
- * Rows whose unique values have changed places.  What cannot be written is set
- * aside, and the source keeps what it had there; that may stand in the way of
- * others, so it is tried again with the rest until all of that can be written.
- */
-static void
-write_anew(Portion *from, ReverseEntry **entries, int n)
-{
-	Portion		p = *from;
-
-	p.entries = entries;
-	p.conflicts = NULL;
-	while (n > 0)
-	{
-		ErrorData  *edata;
-		int			left = 0;
-
-		p.how = WRITE_ANEW;
-		p.errors = NULL;
-		edata = try_rows(&p, 0, n);
-		if (edata == NULL)
-			return;
-		p.errors = palloc0(sizeof(ErrorData *) * n);
-		find_unwritable(&p, n, edata);
-		for (int i = 0; i < n; i++)
+		if (!entry->keep_image && !entry->keep_gone)
+			continue;
+		copy = palloc0(sizeof(ReverseEntry));
+		if (entry->keep_gone)
+			copy->gone = copy_texts(table, entry->gone);
+		/* a row that is to be deleted first is not there before it is */
+		if (entry->keep_image || entry->image)
 		{
-			if (p.errors[i])
-				bury(&p, entries[i], p.errors[i]);
-			else
-				entries[left++] = entries[i];
+			copy->image = copy_texts(table, entry->image);
+			copy->unknown = copy_flags(table, entry->unknown);
 		}
-		n = left;
+		table->carried = lappend(table->carried, copy);
 	}
+	MemoryContextSwitchTo(old);
 }
 
-static Size
-row_size(ReverseWay *way, char **row)
+/*
+ * After a part of a batch that is not the last: its memory may be reset then.
+ */
+void
+migrate_reverse_part_over(ReverseTable *table, MemoryContext carry_cxt)
 {
-	Size		size = 0;
-
-	for (int i = 0; i < way->src->ncolumns; i++)
-		size += row[i] ? strlen(row[i]) : 4;
-	return size;
+	carry(table, carry_cxt);
+	migrate_reverse_clear(table);
 }
 
-static ReverseEntry **
-entry_array(int n)
+/* Begin the next part with what is carried along; its memory may be reset then. */
+void
+migrate_reverse_resume(ReverseTable *table, MemoryContext batch_cxt)
 {
-	return MemoryContextAllocHuge(CurrentMemoryContext, sizeof(ReverseEntry *) * Max(n, 1));
-}
-
-/* All entries that have what is asked for, in statements of bounded size. */
-static void
-write_all(MigrateJob *job, MigrateConn *conn, ReverseTable *table, WriteHow how,
-		  ReverseCounts *counts)
-{
-	bool		deletes = how == WRITE_GONE;
-	ReverseEntry **entries = entry_array(list_length(table->order));
-	ReverseEntry **conflicts = entry_array(list_length(table->order));
-	int			n = 0;
+	MemoryContext old = MemoryContextSwitchTo(batch_cxt);
 	ListCell   *lc;
 
-	foreach(lc, table->order)
+	foreach(lc, table->carried)
 	{
-		ReverseEntry *entry = lfirst(lc);
+		ReverseEntry *from = lfirst(lc);
+		ReverseEntry *entry;
 
-		if (deletes ? entry->gone != NULL : entry->image != NULL)
-			entries[n++] = entry;
+		if (table->entries == NULL)
+			table->entries = make_entries(batch_cxt);
+		table->dirty = true;
+		entry = entry_of(table, from->image ? from->image : from->gone);
+		entry->gone = from->gone ? copy_texts(table, from->gone) : NULL;
+		entry->image = from->image ? copy_texts(table, from->image) : NULL;
+		entry->unknown = copy_flags(table, from->unknown);
 	}
-	for (int w = 0; w < table->nways; w++)
-	{
-		Portion		p = {.job = job,.conn = conn,.way = &table->ways[w],.how = how,
-		.entries = entries,.counts = counts};
-		int			from = 0;
-
-		if (!deletes && p.way->remote.anew)
-			p.conflicts = conflicts;
-		while (from < n)
-		{
-			Size		size = 0;
-			int			to = from;
-
-			while (to < n && to - from < STATEMENT_ROWS && (to == from || size < STATEMENT_BYTES))
-			{
-				size += row_size(p.way, deletes ? entries[to]->gone : entries[to]->image);
-				to++;
-			}
-			write_portion(&p, from, to);
-			from = to;
-		}
-		write_anew(&p, conflicts, p.nconflicts);
-	}
-	pfree(entries);
-	pfree(conflicts);
-}
-
-/*
- * A TRUNCATE of the target empties the source tables, but for rows that were
- * never taken over.
- */
-static void
-truncate_source(MigrateConn *conn, ReverseTable *table)
-{
-	for (int w = 0; w < table->nways; w++)
-	{
-		ReverseWay *way = &table->ways[w];
-
-		PQclear(migrate_exec(conn, psprintf("DELETE FROM %s AS source%s%s%s", way->remote.name,
-											way->filter ? " WHERE (" : "",
-											way->filter ? way->filter : "",
-											way->filter ? "\n)" : "")));
-	}
-}
-
-void
-migrate_reverse_write_gone(MigrateJob *job, MigrateConn *conn, ReverseTable *table,
-						   ReverseCounts *counts)
-{
-	if (table->truncated)
-		truncate_source(conn, table);
-	write_all(job, conn, table, WRITE_GONE, counts);
-}
-
-void
-migrate_reverse_write_images(MigrateJob *job, MigrateConn *conn, ReverseTable *table,
-							 ReverseCounts *counts)
-{
-	write_all(job, conn, table, WRITE_IMAGES, counts);
+	table->carried = NIL;
+	MemoryContextSwitchTo(old);
 }

@@ -15,6 +15,7 @@
 #include "extract/stream.h"
 #include "cutover/remote_write.h"
 #include "nodes/bitmapset.h"
+#include "fmgr.h"
 #include "utils/hsearch.h"
 
 /* one mapping of a target, backwards */
@@ -28,6 +29,12 @@ typedef struct ReverseWay
 	char	   *filter;			/* of the source's rows; NULL: all are taken */
 	MigrateRemoteTable remote;
 	MigrateRemoteTable remote_keys;
+
+	/* a text to each column of src, and each column of the two back */
+	FmgrInfo   *input;
+	Oid		   *ioparam;
+	FmgrInfo   *inverse_output;
+	FmgrInfo   *keys_output;
 } ReverseWay;
 
 typedef struct ReverseTable
@@ -47,6 +54,7 @@ typedef struct ReverseTable
 	bool		truncated;		/* before everything that is collected */
 	HTAB	   *entries;		/* of ReverseEntry */
 	List	   *order;			/* of ReverseEntry, as they came */
+	List	   *carried;		/* of ReverseEntry, in the sink's carry_cxt */
 } ReverseTable;
 
 /* what became of a key */
@@ -58,6 +66,8 @@ typedef struct ReverseEntry
 								 * gone */
 	bool	   *unknown;		/* unchanged TOAST; NULL: none */
 	char	  **gone;			/* the row to delete first; NULL: none */
+	bool		keep_image;		/* could not be written yet */
+	bool		keep_gone;		/* could not be deleted yet */
 } ReverseEntry;
 
 typedef struct ReverseCounts
@@ -71,6 +81,31 @@ typedef struct ReverseCounts
 	int64		postponed;
 } ReverseCounts;
 
+/*
+ * Where a batch goes: one transaction on the source, and one here.  A large one
+ * is written in parts, each as soon as so much of it is collected.
+ */
+typedef struct ReverseSink
+{
+	MigrateJob *job;
+	MigrateConn *conn;
+
+	/*
+	 * Statements are sent without waiting for the answer, and any error is
+	 * the batch's; else each is tried, and bad rows are set aside.
+	 */
+	bool		straight;
+
+	/*
+	 * More of the batch will come: what stands in the way of a row may be
+	 * gone then, so that it is carried along until the last part.
+	 */
+	bool		more;
+	MemoryContext carry_cxt;
+	Size		carried;		/* bytes */
+	ReverseCounts counts;
+} ReverseSink;
+
 /* In a transaction; everything in the current memory context. */
 extern HTAB *migrate_reverse_tables(MigrateJob *job, MigrateConn *conn);
 extern void migrate_reverse_describe(ReverseTable *table, MigrateRemoteRelation *remote,
@@ -80,20 +115,28 @@ extern void migrate_reverse_describe(ReverseTable *table, MigrateRemoteRelation 
 extern void migrate_reverse_collect(ReverseTable *table, MigrateMessage *msg,
 									MemoryContext batch_cxt);
 
+/* Forget what was collected, at the end of a batch, or of a part of it; begin
+ * the next part with what is carried along. */
+extern void migrate_reverse_clear(ReverseTable *table);
+extern void migrate_reverse_part_over(ReverseTable *table, MemoryContext carry_cxt);
+extern void migrate_reverse_resume(ReverseTable *table, MemoryContext batch_cxt);
+
+/* ----------------------------------------------------------------
+ * in reverse_write.c
+ * ----------------------------------------------------------------
+ */
+
 /*
  * Within a transaction here and one on the source: write what was collected.
  * Deletes of all tables come first; see reverse.c.
  */
-extern void migrate_reverse_write_gone(MigrateJob *job, MigrateConn *conn,
-									   ReverseTable *table, ReverseCounts *counts);
-extern void migrate_reverse_write_images(MigrateJob *job, MigrateConn *conn,
-										 ReverseTable *table, ReverseCounts *counts);
-extern void migrate_reverse_clear(ReverseTable *table);
+extern void migrate_reverse_write_gone(ReverseSink *sink, ReverseTable *table);
+extern void migrate_reverse_write_images(ReverseSink *sink, ReverseTable *table);
 
 /*
  * Before them: what was collected supersedes letters of the way back, of the
- * mappings (numbers) that have open ones.
+ * mappings (numbers) that have open ones.  Rows changed here.
  */
-extern void migrate_reverse_supersede(ReverseTable *table, Bitmapset *lettered);
+extern uint64 migrate_reverse_supersede(ReverseTable *table, Bitmapset *lettered);
 
 #endif							/* MIGRATE_REVERSE_TABLE_H */
