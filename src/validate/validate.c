@@ -316,16 +316,21 @@ cut_for(ValidateEnds *ends)
 					   ends->conn, ends->cut);
 }
 
-/* A later cut, for what differed at the first. */
+/*
+ * A later cut, for what differed at the first; all else was compared at that,
+ * whose position is the one to be recorded.
+ */
 static void
 renew_cut(ValidateEnds *ends)
 {
 	MemoryContext mcxt = CurrentMemoryContext;
+	XLogRecPtr	first = ends->cut->lsn;
 
 	end_reading(ends);
 	begin_reading(ends);
 	migrate_mapping_compile(ends->map, ends->src);
 	cut_for(ends);
+	ends->cut->lsn = Min(first, ends->cut->lsn);
 	MemoryContextSwitchTo(mcxt);
 }
 

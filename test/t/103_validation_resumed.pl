@@ -166,5 +166,48 @@ streams();
 ok(wait_for($target, q{SELECT EXISTS (SELECT FROM migrate.validation WHERE target = 'v.t' AND status LIKE 'matched; % rows of it compared before%' AND started_at > now() - interval '1 hour')
 	AND 3 = (SELECT count(DISTINCT target) FROM migrate.validation WHERE matched AND started_at > now() - interval '1 hour')}), 'killed: the next one goes on by itself');
 
+# ------------------------------------------------------------ limits of the worker that runs
+# so slow that it would not end: it ends since the limit is lifted while it runs
+sub session
+{
+	my %s = (in => '', out => '', err => '');
+	$s{h} = IPC::Run::start([ 'psql', '-XAtq', '-v', 'VERBOSITY=verbose', '-d', $target->connstr('postgres'), map { ('-c', $_) } @_ ], '<', \$s{in}, '>', \$s{out}, '2>', \$s{err});
+	return \%s;
+}
+sub ended { my ($s) = @_; IPC::Run::finish($s->{h}); return $s->{out} . $s->{err}; }
+sub limit { return sql(qq{SELECT migrate_alter_job('v', '{"rows_per_second": $_[0], "batch_rows": 100, "validate_every": 0, "validate_part_rows": 10000000}')}); }
+sub shows { return wait_for($target, "SELECT EXISTS (SELECT FROM migrate.validating WHERE $_[0])"); }
+
+limit(1);
+my $s = session(q{SELECT mismatches FROM migrate_validate('v', 'v.t')});
+ok(shows(q{throttle LIKE 'rows_per_second: % > 1' AND source_rows > 0}), 'the worker\'s limit holds for a validation');
+limit(0);
+is(ended($s), "0\n", 'and is lifted while it runs');
+
+# ------------------------------------------------------------ a repair
+sql(q{UPDATE v.t SET v = 'x' WHERE id % 2 = 0});
+limit(1);
+$s = session(q{SELECT action, rows FROM migrate_repair('v', 'v.t', false)});
+ok(shows(q{target = 'v.t' AND phase = 'compare' AND throttle LIKE 'rows_per_second%' AND percent < 100}), 'a repair is seen, and keeps to the limits');
+limit(4000);
+ok(shows(q{phase = 'repair' AND source_rows > 0 AND source_estimate = 20000}), 'and so while it writes');
+sql(q{SELECT pg_cancel_backend(pid) FROM migrate.validating});
+like(ended($s), qr/57014: canceling statement/, 'it can be cancelled');
+is(sql(q{SELECT count(*) FROM migrate.validating}), '0', 'nothing is seen of it');
+limit(0);
+is(sql(q{SELECT mismatches FROM migrate_validate('v', 'v.t')}), '10000', 'cancelled: nothing of it stays');
+is(sql(q{SELECT action, rows FROM migrate_repair('v', 'v.t', false)}), "written|10000\nmatched|0", 'the next one does it');
+
+# ------------------------------------------------------------ cancelled with the job
+limit(1);
+sql(q{SELECT migrate_alter_job('v', '{"validate_every": "1h"}'); UPDATE migrate.validation_run SET started_at = started_at - interval '2h'});
+ok(shows(q{source_rows > 0 AND (SELECT backend_type FROM pg_stat_activity a WHERE a.pid = validating.pid) = 'migrate validator'}), 'a scheduled one that goes slowly');
+sql(q{UPDATE v.t SET v = 'x' WHERE id = 1});
+$s = session(q{SELECT action, rows FROM migrate_repair('v', 'v.t', false)});
+ok(shows(q{pid <> (SELECT pid FROM pg_stat_activity WHERE backend_type = 'migrate validator') AND source_rows > 0}), 'and a repair');
 sql(q{SELECT migrate_cancel('v')});
+like(ended($s), qr/57014: the repair was cancelled with job "v"/, 'migrate_cancel ends the repair');
+ok(wait_for($target, q{SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'migrate validator')}), 'and the scheduled validation');
+is(sql(q{SELECT level FROM migrate.event WHERE kind = 'validation' AND message LIKE 'a scheduled validation was cancelled%'}), 'info', 'which is no warning');
+is(sql(q{SELECT count(*) FROM migrate.validating}), '0', 'nothing is seen of either');
 done_testing();

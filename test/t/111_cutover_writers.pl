@@ -9,6 +9,7 @@
 # other but the last of each writer; no account has lost or won.
 #
 # MIGRATE_CYCLES: how often forth and back (default 6; 200 for a soak).
+# MIGRATE_REVERSE: the option reverse (default logical; see 118_queue_writers).
 
 use strict;
 use warnings;
@@ -23,6 +24,7 @@ use Time::HiRes qw(sleep time);
 my $cycles = $ENV{MIGRATE_CYCLES} || 6;
 my $writers = 2;
 my $accounts = 500;
+my $reverse = $ENV{MIGRATE_REVERSE} || 'logical';
 my $source = new_source('source', logical => 1);
 my $target = new_target('target', logical => 1, preload => 1);
 my @node = ($source, $target);
@@ -37,8 +39,8 @@ $source->safe_psql('postgres', qq{
 	CREATE TABLE numbered_source PARTITION OF numbered FOR VALUES IN ('source');
 	CREATE TABLE numbered_target PARTITION OF numbered FOR VALUES IN ('target');
 });
-$target->safe_psql('postgres', q{
-	SELECT migrate_create_job('j', server => 'legacy');
+$target->safe_psql('postgres', qq{
+	SELECT migrate_create_job('j', server => 'legacy', options => '{"reverse": "$reverse"}');
 	SELECT migrate_add_schema('j', 'public');
 	SELECT migrate_start('j');
 });
@@ -189,7 +191,9 @@ is(job_state($target, 'j'), 'cut_over', 'cut over');
 # ----------------------------------------------------------------- the proof
 
 my $position = value($target, 'SELECT pg_current_wal_flush_lsn()');
-ok(wait_for($target, "SELECT bool_and(confirmed_flush_lsn >= '$position') FROM pg_replication_slots"), 'the way back has nothing left');
+ok(wait_for($target, $reverse eq 'trigger' ? 'SELECT NOT EXISTS (SELECT FROM migrate.reverse_queue)' :
+	"SELECT bool_and(confirmed_flush_lsn >= '$position') FROM pg_replication_slots"), 'the way back has nothing left');
+is(value($target, q{SELECT count(*) FROM pg_replication_slots}), $reverse eq 'trigger' ? '0' : '1', "by $reverse");
 
 my %acknowledged;
 my %ack;
