@@ -83,6 +83,8 @@ CREATE TABLE migrate.job_stream (
 	-- every snapshot taken since "joined" sees what committed before start_lsn (P3)
 	start_lsn	pg_lsn,
 	joined		boolean NOT NULL DEFAULT false,
+	-- a transaction id of the source then: what later ones do is in the stream
+	boundary	xid8,
 	-- from here on the target is the source's image at the applied position (P5)
 	consistent_lsn pg_lsn,
 	-- the re-check of conflicts from before consistent_lsn is over (P9)

@@ -12,7 +12,7 @@
  *	  as planned										-> nothing
  *	  columns that are not read came or went			-> told, noted
  *	  a partition has another name						-> told, noted
- *	  an empty partition came							-> told, planned too
+ *	  a partition came, empty, or all of it in the stream	-> told, planned too
  *	  rewritten, chunks left to read					-> the chunk finds it (P1)
  *	  rewritten, all read								-> noted; but after an ALTER
  *														   of a column: pause
@@ -49,6 +49,7 @@
 
 #include "control/control.h"
 #include "extract/extract.h"
+#include "extract/stream.h"
 
 /* between two looks, ms; longer when a look takes long */
 #define WATCH_INTERVAL 5000
@@ -539,8 +540,115 @@ describe_gone(Look *look)
 }
 
 /*
+ * The publication and the boundary of the job's stream: what transactions with
+ * a higher id do on the source is in the stream (P3).  False: it has none.
+ */
+static bool
+stream_boundary(MigrateJob *job, char **publication, char **boundary)
+{
+	MemoryContext mcxt = CurrentMemoryContext;
+	Oid			type = INT4OID;
+	Datum		arg = Int32GetDatum(job->job_id);
+
+	*boundary = NULL;
+	migrate_spi_begin();
+	migrate_spi_exec("SELECT s.publication, j.boundary FROM migrate.job_stream j"
+					 " JOIN migrate.stream s USING (stream_id)"
+					 " WHERE j.job_id = $1 AND j.joined AND s.state = 'running'"
+					 " AND j.generation = s.generation AND j.boundary IS NOT NULL",
+					 1, &type, &arg, NULL, SPI_OK_SELECT);
+	if (SPI_processed > 0)
+	{
+		*publication = MemoryContextStrdup(mcxt, migrate_spi_text(0, 0));
+		*boundary = MemoryContextStrdup(mcxt, migrate_spi_text(0, 1));
+	}
+	migrate_spi_end();
+	MemoryContextSwitchTo(mcxt);
+	return *boundary != NULL;
+}
+
+/*
+ * Born as a partition, and never anything else: ATTACH and DETACH renew every
+ * row that a table has in pg_attribute for its columns, but not that of
+ * tableoid; CREATE TABLE ... PARTITION OF makes them in one command.  A column
+ * that was altered since counts for nothing, one that was not is enough.  With
+ * xmax set, cmin may be that of whoever tried to alter it.
+ */
+#define BORN_AS_PARTITION(oid) \
+	"EXISTS (SELECT FROM pg_class b JOIN pg_attribute t ON t.attrelid = b.oid" \
+	"  AND t.attnum < 0 AND t.attname = 'tableoid'" \
+	" JOIN pg_attribute x ON x.attrelid = b.oid AND x.attnum > 0 AND x.attinhcount > 0" \
+	"  AND x.xmin = t.xmin AND x.cmin = t.cmin" \
+	" WHERE b.oid = " oid " AND b.relispartition AND x.xmax = '0'::xid AND t.xmax = '0'::xid)"
+
+/*
+ * Tables that came since the job has joined its stream, and were born as
+ * partitions of what is in the plan: every row that they ever had is in the
+ * stream, as if they had been seen empty.  Up the tree, each parent was born so
+ * too, or has a partition in the plan: then it was there when that was made,
+ * and has not left since, or the place of that partition were another.
+ */
+static char *
+streamed_query(Look *look, const char *publication, const char *boundary)
+{
+	StringInfoData came,
+				planned;
+	int			version = look->conn->version;
+	ListCell   *lc,
+			   *lc2;
+
+	initStringInfo(&came);
+	initStringInfo(&planned);
+	foreach(lc, look->sources)
+	{
+		DriftSource *ds = lfirst(lc);
+		Oid			root = InvalidOid;
+
+		for (int i = 0; i < ds->nrelations; i++)
+			if (ds->relations[i]->is_root)
+				root = ds->relations[i]->oid;
+		foreach(lc2, ds->came)
+			appendStringInfo(&came, "%s(%d,%u,%u)", came.len > 0 ? "," : "",
+							 ds->src->source_id, root,
+							 ((MigrateRelation *) lfirst(lc2))->oid);
+		for (int i = 0; ds->came != NIL && i < ds->nleaves; i++)
+			if (ds->leaves[i]->fingerprint)
+				appendStringInfo(&planned, ",(%d,%u)", ds->src->source_id,
+								 ds->leaves[i]->oid);
+	}
+	return psprintf("WITH RECURSIVE came (id, root, oid) AS (VALUES %s), planned (id, oid) AS (VALUES (0,0)%s),"
+					" up (id, root, oid, at) AS (SELECT c.id, c.root::oid, c.oid::oid, c.oid::oid FROM came c"
+					"  UNION ALL SELECT u.id, u.root, u.oid, i.inhparent FROM up u"
+					"  JOIN pg_inherits i ON i.inhrelid = u.at%s"
+					"  WHERE u.at <> u.root AND " BORN_AS_PARTITION("u.at") ")"
+					" SELECT DISTINCT u.oid FROM up u JOIN pg_class c ON c.oid = u.oid AND c.relkind = 'r'"
+					" JOIN pg_attribute t ON t.attrelid = u.oid AND t.attnum < 0 AND t.attname = 'tableoid'"
+					" JOIN pg_publication p ON p.pubname = %s"
+					" WHERE u.oid <> u.at AND age(t.xmin) < age('%s'::xid8::xid)"
+					" AND (u.at = u.root OR EXISTS (SELECT FROM pg_inherits i"
+					"  JOIN planned l ON l.id = u.id AND l.oid::oid = i.inhrelid WHERE i.inhparent = u.at))"
+					" AND (p.puballtables OR EXISTS (SELECT FROM pg_partition_ancestors(u.root) a"
+					"  JOIN pg_class r ON r.oid = a.relid WHERE"
+					"  EXISTS (SELECT FROM pg_publication_rel w WHERE w.prpubid = p.oid AND w.prrelid = r.oid)%s))",
+					came.data, planned.data, version >= 140000 ? " AND NOT i.inhdetachpending" : "",
+					quote_literal_cstr(publication), boundary,
+					version >= 150000 ?
+					" OR EXISTS (SELECT FROM pg_publication_namespace w WHERE w.pnpubid = p.oid AND w.pnnspid = r.relnamespace)" : "");
+}
+
+static bool
+result_has_oid(PGresult *res, Oid oid)
+{
+	for (int row = 0; res && row < PQntuples(res); row++)
+		if (atooid(PQgetvalue(res, row, 0)) == oid)
+			return true;
+	return false;
+}
+
+/*
  * Relations that were not planned.  A table without a block holds no row: it
- * can be planned as if it had been there all the time.
+ * can be planned as if it had been there all the time.  So can one whose every
+ * row is in the stream.
  */
 static void
 judge_came(Look *look)
@@ -548,7 +656,10 @@ judge_came(Look *look)
 	StringInfoData oids;
 	ListCell   *lc,
 			   *lc2;
-	PGresult   *res;
+	PGresult   *empty;
+	PGresult   *streamed = NULL;
+	char	   *publication;
+	char	   *boundary;
 
 	initStringInfo(&oids);
 	foreach(lc, look->sources)
@@ -556,10 +667,12 @@ judge_came(Look *look)
 		append_oid(&oids, ((MigrateRelation *) lfirst(lc2))->oid);
 	if (oids.len == 0)
 		return;
-	res = migrate_exec(look->conn,
-					   psprintf("SELECT c.oid FROM pg_class c WHERE c.oid = ANY ('{%s}')"
-								" AND c.relkind = 'r' AND pg_relation_size(c.oid) = 0",
-								oids.data));
+	empty = migrate_exec(look->conn,
+						 psprintf("SELECT c.oid FROM pg_class c WHERE c.oid = ANY ('{%s}')"
+								  " AND c.relkind = 'r' AND pg_relation_size(c.oid) = 0",
+								  oids.data));
+	if (look->job->live && stream_boundary(look->job, &publication, &boundary))
+		streamed = migrate_exec(look->conn, streamed_query(look, publication, boundary));
 	foreach(lc, look->sources)
 	{
 		DriftSource *ds = lfirst(lc);
@@ -567,18 +680,16 @@ judge_came(Look *look)
 		foreach(lc2, ds->came)
 		{
 			MigrateRelation *rel = lfirst(lc2);
-			bool		empty = false;
 
-			for (int row = 0; row < PQntuples(res) && !empty; row++)
-				empty = atooid(PQgetvalue(res, row, 0)) == rel->oid;
-			if (empty && rel->readable)
+			if (rel->readable && (result_has_oid(empty, rel->oid) || result_has_oid(streamed, rel->oid)))
 				ds->added = lappend(ds->added, rel);
 			else
 				add_change(ds, rel->name, psprintf("has come to %s, and is not empty",
 												   ds->src->label));
 		}
 	}
-	PQclear(res);
+	PQclear(empty);
+	PQclear(streamed);
 }
 
 /* Tell of columns that are not read and came or went. */
@@ -727,8 +838,8 @@ note_updates(Look *look)
 }
 
 /*
- * An empty partition becomes a leaf.  Of a source that is copied it has been
- * read, by having been seen empty.
+ * A partition that came becomes a leaf.  Of a source that is copied it has been
+ * read: it was seen empty, or would have been right after its birth.
  */
 static void
 add_leaf(Look *look, DriftSource *ds, MigrateRelation *rel)
@@ -757,7 +868,7 @@ add_leaf(Look *look, DriftSource *ds, MigrateRelation *rel)
 					 7, types, values, NULL, SPI_OK_INSERT);
 	if (SPI_processed > 0)
 		migrate_event(job->job_id, "info", "drift",
-					  "%s has come to %s on the source, empty, and is read too; where the target is partitioned, migrate_refresh_schema makes it here",
+					  "%s has come to %s on the source, and is read too; where the target is partitioned, migrate_refresh_schema makes it here",
 					  rel->name, ds->src->label);
 }
 

@@ -8,8 +8,10 @@
  * the copy is planned, in the transaction of each chunk, and by the watch
  * (control/drift.c).  Its parts, joined by periods:
  *
- *	  place		parents and partition bound; "-" for the table itself, whose
- *				place does not matter
+ *	  place		parents and partition bound, and of a partition the row of
+ *				each link up the tree, which a DETACH and ATTACH renews: what
+ *				was written between is in no stream; "-" for the table
+ *				itself, whose place does not matter
  *	  types		of the columns that are read: name, type, typmod, collation
  *	  numbers	of these columns: name, attribute number
  *	  versions	of their rows in pg_attribute, which every ALTER renews
@@ -109,10 +111,16 @@ columns_item(const char *columns, const char *condition)
 static char *
 place_expression(int version)
 {
+	const char *attached = version >= 140000 ? " AND NOT i.inhdetachpending" : "";
+
 	return psprintf(HASH("concat_ws(' ', pg_get_expr(c.relpartbound, c.oid),"
-						 " (SELECT string_agg(i.inhparent::text, ' ' ORDER BY i.inhseqno)"
-						 "  FROM pg_inherits i WHERE i.inhrelid = c.oid%s))"),
-					version >= 140000 ? " AND NOT i.inhdetachpending" : "");
+						 " CASE WHEN c.relispartition THEN"
+						 " (SELECT string_agg(concat_ws(' ', i.inhparent, i.xmin), ' ' ORDER BY a.level)"
+						 "  FROM pg_partition_ancestors(c.oid) WITH ORDINALITY a (relid, level)"
+						 "  JOIN pg_inherits i ON i.inhrelid = a.relid%s)"
+						 " ELSE (SELECT string_agg(i.inhparent::text, ' ' ORDER BY i.inhseqno)"
+						 "  FROM pg_inherits i WHERE i.inhrelid = c.oid%s) END)"),
+					attached, attached);
 }
 
 #define JOINED(place) "concat_ws('.', " place \
@@ -337,7 +345,7 @@ migrate_fingerprint_change(const char *planned, const char *now,
 	if (!other && strcmp(was[NUMBERS], is[NUMBERS]) != 0)
 		return "has other columns under the names that are read (renamed, or dropped and added again)";
 	if (strcmp(was[PLACE], "-") != 0 && strcmp(was[PLACE], is[PLACE]) != 0)
-		return "has other partitions or children, or is one of another table or with other bounds";
+		return "has other partitions or children, or is one of another table, with other bounds, or was detached for a while";
 	return NULL;
 }
 

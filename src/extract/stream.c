@@ -711,17 +711,19 @@ static void
 join_stream(MigrateJob *job, MigrateStream *stream)
 {
 	MemoryContext mcxt = CurrentMemoryContext;
-	Oid			types[3] = {INT4OID, INT4OID, LSNOID};
-	Datum		values[3];
+	Oid			types[4] = {INT4OID, INT4OID, LSNOID, TEXTOID};
+	Datum		values[4];
 
 	values[0] = Int32GetDatum(job->job_id);
 	values[1] = Int32GetDatum(stream->stream_id);
 	values[2] = LSNGetDatum(prep.start_lsn);
+	values[3] = CStringGetTextDatum(prep.boundary);
 	StartTransactionCommand();
 	migrate_spi_begin();
-	migrate_spi_exec("UPDATE migrate.job_stream j SET joined = true, start_lsn = $3, generation = s.generation"
+	migrate_spi_exec("UPDATE migrate.job_stream j SET joined = true, start_lsn = $3, boundary = $4::xid8,"
+					 " generation = s.generation"
 					 " FROM migrate.stream s WHERE j.job_id = $1 AND s.stream_id = $2",
-					 3, types, values, NULL, SPI_OK_UPDATE);
+					 4, types, values, NULL, SPI_OK_UPDATE);
 	migrate_spi_exec("UPDATE migrate.apply_position SET applied_lsn = greatest(applied_lsn, $3)"
 					 " WHERE job_id = $1 AND $2 IS NOT NULL",
 					 3, types, values, NULL, SPI_OK_UPDATE);

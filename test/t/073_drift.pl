@@ -281,7 +281,7 @@ my @watched = (
 		qr/public\.w_bound_2 has other partitions or children, or is one of another table/, 'recopy' ],
 	# what is no reason to stop
 	[ 'w_extra', $plain, 'ALTER TABLE %s ADD new1 int, ADD "New 2" int DEFAULT 7; ALTER TABLE %s DROP extra', undef, qr/has new columns.*: new1, "New 2";.*\n.*has lost columns.*: 1/s ],
-	[ 'w_empty', $parts, 'CREATE TABLE %s_4 PARTITION OF %s FOR VALUES FROM (3000) TO (4000)', undef, qr/public\.w_empty_4 has come to public\.w_empty on the source, empty/ ],
+	[ 'w_empty', $parts, 'CREATE TABLE %s_4 PARTITION OF %s FOR VALUES FROM (3000) TO (4000)', undef, qr/public\.w_empty_4 has come to public\.w_empty on the source, and is read too/ ],
 	[ 'w_part', $parts, 'ALTER TABLE %s_1 RENAME TO w_part_9', undef, qr/public\.w_part_1 was renamed to public\.w_part_9/ ],
 	[ 'w_vacuum', $plain, 'VACUUM FULL %s', undef, qr/^$/ ],
 	[ 'w_stats', $plain, 'ALTER TABLE %s ALTER v SET STATISTICS 10, ALTER w SET NOT NULL', undef, qr/^$/ ]);
