@@ -210,6 +210,9 @@ typedef struct MigrateRelation
 extern void migrate_tree_values(StringInfo buf, int id, MigrateSource *src);
 extern char *migrate_tree_query(const char *values, int version, bool sizes);
 extern char *migrate_tree_digest_query(const char *values, int version);
+extern void migrate_key_values(StringInfo buf, int id, MigrateSource *src);
+extern char *migrate_tree_identity_query(const char *values, const char *keys,
+										 int version);
 extern char *migrate_tree_fingerprint(List *relations);
 extern char *migrate_fingerprint_change(const char *planned, const char *now,
 										const char *missing, bool other);

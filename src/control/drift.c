@@ -17,6 +17,8 @@
  *	  rewritten, all read								-> noted; but after an ALTER
  *														   of a column: pause
  *	  anything else										-> pause
+ *	  followed live, and UPDATE and DELETE do not tell
+ *	  in the stream which row they are about (P16)		-> pause
  *
  * The pause is the wish in the job's row, with tables and remedy as its
  * reason.  migrate_recopy plans the table anew; without it, the next look
@@ -745,6 +747,58 @@ look_closely(Look *look, List *ids)
 	return changed;
 }
 
+/*
+ * Relations whose rows the stream cannot tell from each other any more: what is
+ * wrong with them, and what to do on the source, or NULL.  What a DBA has
+ * accepted is not told again.
+ */
+static char *
+identity_lost(Look *look)
+{
+	StringInfoData values,
+				keys,
+				what;
+	PGresult   *res;
+	ListCell   *lc;
+	Oid			types[] = {INT4OID, TEXTOID};
+	int			n = 0;
+
+	if (!look->job->live || look->sources == NIL)
+		return NULL;
+	initStringInfo(&values);
+	initStringInfo(&keys);
+	initStringInfo(&what);
+	foreach(lc, look->sources)
+	{
+		MigrateSource *src = ((DriftSource *) lfirst(lc))->src;
+
+		migrate_tree_values(&values, foreach_current_index(lc), src);
+		migrate_key_values(&keys, foreach_current_index(lc), src);
+	}
+	res = migrate_exec(look->conn, migrate_tree_identity_query(values.data, keys.data,
+															   look->conn->version));
+	migrate_spi_begin();
+	for (int row = 0; row < PQntuples(res); row++)
+	{
+		Datum		args[] = {Int32GetDatum(look->job->job_id),
+		CStringGetTextDatum(PQgetvalue(res, row, 1))};
+
+		migrate_spi_exec("SELECT FROM migrate.acceptance WHERE job_id = $1 AND object = $2"
+						 " AND check_name IN ('replica_identity', 'stream_key')",
+						 2, types, args, NULL, SPI_OK_SELECT);
+		if (SPI_processed > 0)
+			continue;
+		if (n++ < MAX_NAMED)
+			appendStringInfo(&what, "%s%s %s: %s", n > 1 ? "; " : "", PQgetvalue(res, row, 1),
+							 PQgetvalue(res, row, 2), PQgetvalue(res, row, 3));
+	}
+	if (n > MAX_NAMED)
+		appendStringInfo(&what, "; and %d more tables", n - MAX_NAMED);
+	migrate_spi_end();
+	PQclear(res);
+	return n > 0 ? what.data : NULL;
+}
+
 /* What has changed, over all sources, and which those are. */
 static char *
 all_changes(Look *look, List **ids)
@@ -791,29 +845,40 @@ targets_of(MigrateJob *job, List *ids)
 	return migrate_spi_text(0, 0);
 }
 
-void
-migrate_drift_pause(MigrateJob *job, List *source_ids, const char *what)
+/* The wish, with its reason; SPI is connected. */
+static void
+pause_for(MigrateJob *job, const char *reason)
 {
 	Oid			types[] = {INT4OID, TEXTOID};
-	Datum		values[2];
-	char	   *targets;
-	char	   *reason;
-	bool		paused;
+	Datum		values[] = {Int32GetDatum(job->job_id), CStringGetTextDatum(reason)};
 
-	migrate_spi_begin();
-	targets = targets_of(job, source_ids);
-	reason = psprintf("the source has changed: %s. Run migrate_refresh_schema, then"
-					  " migrate_recopy of %s and migrate_resume; or undo the change on"
-					  " the source, then migrate_resume",
-					  what, targets ? targets : "its targets");
-	values[0] = Int32GetDatum(job->job_id);
-	values[1] = CStringGetTextDatum(reason);
 	migrate_spi_exec("UPDATE migrate.job SET wanted = 'pause', pause_reason = $2"
 					 " WHERE job_id = $1 AND wanted = 'run'",
 					 2, types, values, NULL, SPI_OK_UPDATE);
-	paused = SPI_processed > 0;
-	if (paused)
+	if (SPI_processed > 0)
 		migrate_event(job->job_id, "alert", "drift", "paused: %s", reason);
+}
+
+void
+migrate_drift_pause(MigrateJob *job, List *source_ids, const char *what)
+{
+	char	   *targets;
+
+	migrate_spi_begin();
+	targets = targets_of(job, source_ids);
+	pause_for(job, psprintf("the source has changed: %s. Run migrate_refresh_schema, then"
+							" migrate_recopy of %s and migrate_resume; or undo the change on"
+							" the source, then migrate_resume",
+							what, targets ? targets : "its targets"));
+	migrate_spi_end();
+}
+
+static void
+pause_for_identity(MigrateJob *job, const char *what)
+{
+	migrate_spi_begin();
+	pause_for(job, psprintf("UPDATE and DELETE on the source fail there or cannot be followed: %s."
+							" Do that on the source, then migrate_resume", what));
 	migrate_spi_end();
 }
 
@@ -955,7 +1020,10 @@ examine(MigrateJob *job)
 	if (!look_closely(&look, NIL))
 	{
 		note_harmless(&look);
-		return false;
+		what = identity_lost(&look);
+		if (what)
+			pause_for_identity(job, what);
+		return what != NULL;
 	}
 	what = all_changes(&look, &ids);
 	migrate_drift_pause(job, ids, what);

@@ -57,18 +57,20 @@ enum
 /* to_hex(hash of an aggregate), of nothing too */
 #define HASH(text) "to_hex(hashtextextended(coalesce(" text ", '') COLLATE \"C\", 0))"
 
-/* the columns that the source reads, as a name[] literal */
+/* the columns that the source reads, or those of its key, as a name[] literal */
 static char *
-read_columns(MigrateSource *src)
+column_names(MigrateSource *src, bool keys)
 {
 	StringInfoData buf;
 
 	initStringInfo(&buf);
 	appendStringInfoChar(&buf, '{');
-	for (int i = 0; i < src->ncolumns; i++)
+	for (int i = 0; i < (keys ? src->nkeys : src->ncolumns); i++)
 	{
+		MigrateColumn *col = &src->columns[keys ? src->keys[i] : i];
+
 		appendStringInfoString(&buf, i > 0 ? ",\"" : "\"");
-		for (const char *p = src->columns[i].remote_name; *p; p++)
+		for (const char *p = col->remote_name; *p; p++)
 		{
 			if (*p == '"' || *p == '\\')
 				appendStringInfoChar(&buf, '\\');
@@ -140,7 +142,7 @@ char *
 migrate_fingerprint_items(MigrateConn *conn, MigrateSource *src,
 						  const char *relation, bool looked_up)
 {
-	char	   *columns = read_columns(src);
+	char	   *columns = column_names(src, false);
 	char	   *condition = "";
 	char	   *from;
 
@@ -160,7 +162,14 @@ migrate_tree_values(StringInfo buf, int id, MigrateSource *src)
 	appendStringInfo(buf, "%s(%d,%s,%s,%s,%s)", buf->len > 0 ? "," : "", id,
 					 quote_literal_cstr(src->remote_schema),
 					 quote_literal_cstr(src->remote_table),
-					 src->only_parent ? "true" : "false", read_columns(src));
+					 src->only_parent ? "true" : "false", column_names(src, false));
+}
+
+/* The same for migrate_tree_identity_query()'s keys. */
+void
+migrate_key_values(StringInfo buf, int id, MigrateSource *src)
+{
+	appendStringInfo(buf, "%s(%d,%s)", buf->len > 0 ? "," : "", id, column_names(src, true));
 }
 
 /*
@@ -217,8 +226,47 @@ migrate_tree_query(const char *values, int version, bool sizes)
 }
 
 /*
- * One value that changes whenever anything of these trees does, storage and
- * columns that are not read included; cheap to compare, says nothing more.
+ * Relations with rows of the trees of sources that the stream cannot tell the
+ * rows of any more (P16): id of the source, name, why, and the remedy.  "keys"
+ * is a list of VALUES (id, columns of its key as the source names them).
+ */
+char *
+migrate_tree_identity_query(const char *values, const char *keys, int version)
+{
+	return psprintf("%s, keys (id, names) AS (VALUES %s),"
+					" leaf AS (SELECT t.id, quote_ident(n.nspname) || '.' || quote_ident(c.relname) AS name,"
+					"  c.relreplident AS kind, k.names, x.*" TREE_RELATIONS
+					"  JOIN keys k ON k.id = t.id"
+	/* its identity, the immediate keys among its columns, and the others */
+					"  CROSS JOIN LATERAL (SELECT"
+					"   bool_or(i.indisprimary AND NOT i.indimmediate) AS deferrable,"
+					"   max(i.names) FILTER (WHERE i.indimmediate"
+					"    AND CASE c.relreplident WHEN 'd' THEN i.indisprimary ELSE i.indisreplident END) AS identity,"
+					"   bool_or(i.indimmediate) FILTER (WHERE i.plain AND i.names <@ k.names) AS immediate"
+					"   FROM (SELECT i.indisprimary, i.indimmediate, i.indisreplident,"
+					"    i.indpred IS NULL AND i.indexprs IS NULL AS plain,"
+					"    ARRAY(SELECT a.attname FROM pg_attribute a WHERE a.attrelid = c.oid"
+					"     AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])) AS names"
+					"    FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid) i) x"
+					"  WHERE c.relkind = 'r')"
+					" SELECT l.id, l.name, w.why, CASE WHEN w.deferrable THEN 'make that key not deferrable'"
+					"  ELSE 'give it a primary key that is not deferrable, or ALTER TABLE ' || l.name || ' REPLICA IDENTITY FULL' END"
+					" FROM leaf l CROSS JOIN LATERAL (SELECT true AS deferrable,"
+					"   format('has a key (%%s) that has become deferrable, so rows can exchange it', array_to_string(l.names, ', ')) AS why"
+					"   WHERE NOT l.immediate"
+					"  UNION ALL SELECT l.kind = 'd' AND l.deferrable, CASE WHEN l.kind = 'n' THEN 'has replica identity NOTHING'"
+					"   WHEN l.kind = 'i' AND l.identity IS NULL THEN 'has lost the index of its replica identity'"
+					"   WHEN l.identity IS NOT NULL THEN 'has a replica identity without columns of the key'"
+					"   WHEN l.deferrable THEN 'has a primary key that is deferrable, which identifies no rows'"
+					"   ELSE 'has no primary key any more' END"
+					"   WHERE l.kind <> 'f' AND (l.names = '{}' OR NOT l.names <@ coalesce(l.identity, '{}'))"
+					"  LIMIT 1) w ORDER BY l.id, l.name",
+					tree_clause(values, version), keys);
+}
+
+/*
+ * One value that changes whenever anything of these trees does, storage, keys
+ * and columns that are not read included; cheap to compare, says nothing more.
  * Behind it, after a blank, the milliseconds that it took.
  */
 char *
@@ -226,7 +274,8 @@ migrate_tree_digest_query(const char *values, int version)
 {
 	return psprintf("%s SELECT "
 					HASH("string_agg(concat_ws(' ', t.id, c.oid, c.relkind, n.nspname,"
-						 " c.relname, pg_relation_filenode(c.oid), %s, f.all_columns), ';'"
+						 " c.relname, pg_relation_filenode(c.oid), %s, f.all_columns,"
+						 " c.relreplident, k.all_keys), ';'"
 						 " ORDER BY t.id, c.oid)")
 					" || ' ' || (extract(epoch FROM clock_timestamp()"
 					"  - statement_timestamp()) * 1000)::int8"
@@ -235,7 +284,12 @@ migrate_tree_digest_query(const char *values, int version)
 					HASH("string_agg(concat_ws(' ', x.attnum, x.attname, x.atttypid,"
 						 " x.atttypmod, x.attcollation, x.xmin), ',' ORDER BY x.attnum)")
 					" AS all_columns FROM pg_attribute x"
-					"  WHERE x.attrelid = c.oid AND x.attnum > 0) f" RELATION_KINDS,
+					"  WHERE x.attrelid = c.oid AND x.attnum > 0) f"
+					" CROSS JOIN LATERAL (SELECT "
+					HASH("string_agg(concat_ws(' ', i.indexrelid, i.indisprimary, i.indimmediate,"
+						 " i.indisvalid, i.indisreplident), ',' ORDER BY i.indexrelid)")
+					" AS all_keys FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique) k"
+					RELATION_KINDS,
 					tree_clause(values, version), place_expression(version));
 }
 

@@ -139,4 +139,50 @@ foreach my $c (@cases)
 	same_rows($source, "SELECT id, v, w FROM \"$job\"", $target, "SELECT * FROM \"$job\".t", "$job: equal");
 }
 
+sql("SELECT migrate_cancel('$_->[0]'); SELECT migrate_wait('$_->[0]', 'cancelled', '60 s')") foreach @cases;
+
+# ----------------------------------------------------------------
+# P16: what identifies a row in the stream
+# ----------------------------------------------------------------
+my $plain = 'CREATE TABLE %s (id int PRIMARY KEY, u int NOT NULL UNIQUE, v text); INSERT INTO %s SELECT g, g, g FROM generate_series(1, 100) g';
+
+# table, how it is made, what is done to it, what is said, what is done about it
+my @identities = (
+	[ 'nothing', $plain, 'ALTER TABLE %s REPLICA IDENTITY NOTHING', qr/public\.nothing has replica identity NOTHING: .*ALTER TABLE public\.nothing REPLICA IDENTITY FULL/, 'ALTER TABLE %s REPLICA IDENTITY FULL' ],
+	[ 'other', $plain, 'ALTER TABLE %s REPLICA IDENTITY USING INDEX %s_u_key', qr/public\.other has a replica identity without columns of the key/, 'ALTER TABLE %s REPLICA IDENTITY DEFAULT' ],
+	[ 'deferred', $plain, 'ALTER TABLE %s DROP CONSTRAINT %s_pkey, ADD PRIMARY KEY (id) DEFERRABLE', qr/public\.deferred has a key \(id\) that has become deferrable/, 'ALTER TABLE %s DROP CONSTRAINT %s_pkey, ADD PRIMARY KEY (id)' ],
+	[ 'deferred_full', $plain, 'ALTER TABLE %s REPLICA IDENTITY FULL, DROP CONSTRAINT %s_pkey, ADD PRIMARY KEY (id) DEFERRABLE', qr/public\.deferred_full has a key \(id\) that has become deferrable/, 'ALTER TABLE %s DROP CONSTRAINT %s_pkey, ADD PRIMARY KEY (id)' ],
+	[ 'dropped', $plain, 'ALTER TABLE %s DROP CONSTRAINT %s_pkey', qr/public\.dropped has no primary key any more/, 'ALTER TABLE %s ADD PRIMARY KEY (id)' ],
+	[ 'bag', 'CREATE TABLE %s (id int, u int, v text); ALTER TABLE %s REPLICA IDENTITY FULL; INSERT INTO %s SELECT g, g FROM generate_series(1, 100) g', 'ALTER TABLE %s REPLICA IDENTITY DEFAULT',
+		qr/public\.bag has no primary key/, 'ALTER TABLE %s REPLICA IDENTITY FULL' ],
+	[ 'leaf', 'CREATE TABLE %s (id int PRIMARY KEY, u int, v text) PARTITION BY RANGE (id); CREATE TABLE %s_1 PARTITION OF %s DEFAULT; INSERT INTO %s SELECT g, g FROM generate_series(1, 100) g',
+		'ALTER TABLE %s_1 REPLICA IDENTITY NOTHING', qr/public\.leaf_1 has replica identity NOTHING/, 'ALTER TABLE %s_1 REPLICA IDENTITY DEFAULT' ],
+	# as good as before
+	[ 'good', $plain, 'ALTER TABLE %s REPLICA IDENTITY FULL; CREATE UNIQUE INDEX ON %s (v); ALTER TABLE %s DROP CONSTRAINT %s_u_key', undef, '' ]);
+foreach my $c (@identities)
+{
+	my $job = $c->[0];
+	src(fill($c->[1], $job));
+	sql(qq{SELECT migrate_create_job('$job', server => 'legacy', options => '{"capture": "logical", "workers": 1}');
+		SELECT migrate_add_table('$job', 'public.$job', '$job.$job'); SELECT migrate_start('$job')});
+}
+wait_job($target, $_->[0], 'streaming') foreach @identities;
+src(fill("BEGIN; $_->[2]; COMMIT", $_->[0])) foreach @identities;
+foreach my $c (@identities)
+{
+	my ($job, undef, undef, $says, $then) = @$c;
+	if (defined $says)
+	{
+		ok(wait_for($target, qq{SELECT wanted = 'pause' FROM migrate.job WHERE job = '$job'}, timeout => 60), "$job: is paused") or next;
+		like(alert($job), $says, "$job: says what is wrong, and what to do");
+		src(fill($then, $job));
+		sql(qq{SELECT migrate_wait('$job', 'paused', '60 s'); SELECT migrate_resume('$job')});
+	}
+	src(qq{UPDATE $job SET id = id + 1000 WHERE id % 7 = 0; UPDATE $job SET v = 'new' || id WHERE id % 5 = 0; DELETE FROM $job WHERE id % 11 = 0});
+	caught_up($job);
+	same_rows($source, "SELECT * FROM $job", $target, "SELECT * FROM $job.$job", "$job: equal");
+}
+# the watch has looked at it by now
+is(sql(q{SELECT wanted FROM migrate.job WHERE job = 'good'}) . alert('good'), 'run', 'good: goes on');
+
 done_testing();
