@@ -43,7 +43,8 @@ CREATE TABLE migrate.stream_position (
 	stream_id	int PRIMARY KEY REFERENCES migrate.stream ON DELETE CASCADE,
 	spooled_lsn pg_lsn NOT NULL,
 	spooled_seq bigint NOT NULL DEFAULT 0,
-	commit_at	timestamptz			-- source time of the last commit in the spool
+	commit_at	timestamptz,		-- source time of the last commit in the spool
+	commit_lsn	pg_lsn				-- and where its record begins
 ) WITH (fillfactor = 10);
 COMMENT ON TABLE migrate.stream_position IS 'up to where the source''s changes are durably in the spool';
 

@@ -27,6 +27,13 @@
  * stream_position and flushed before it is confirmed, so that the slot of an
  * idle source still advances, and P18's check holds.
  *
+ * A source that was restored from files, and goes on by itself, has another past
+ * from then on, under the same identity and timeline.  Its slot was restored,
+ * too, so it confirms less than is here; as after a crash of the source, or of a
+ * connection.  Then nothing more is confirmed until the source has told again
+ * what comes after the confirmed position ("recheck"): the last commit of the
+ * spool must be the same, and no other may be before the end of the spool.
+ *
  * Errors that pass are tried again for ever, with back-off, and told once.  A
  * crash leaves nothing but an old shm_handle.
  *
@@ -125,6 +132,10 @@ static struct
 	char	   *received_buffer;	/* of libpq, to free after an error */
 	SpoolWriter *spool;
 	bool		in_xact;		/* a source transaction is half received */
+	bool		recheck;		/* is what we have still the source's past? */
+	bool		known_awaited;	/* the last commit that we have is to come
+								 * again */
+	bool		passing;		/* it is coming, and not kept twice */
 	int64		unsaved;		/* bytes since the last local commit */
 	TimestampTz unsaved_since;
 	bool		overdue;		/* so it was when the last commit came */
@@ -620,17 +631,78 @@ take_commit(const char *data, int len)
 	migrate_fault("capture-received");
 	migrate_message_parse(&msg, data, len, me.turn_cxt);
 	migrate_spool_append(me.spool, data, len);
-	migrate_spool_commit_seen(me.spool, msg.end_lsn, msg.commit_at);
+	migrate_spool_commit_seen(me.spool, msg.commit_lsn, msg.end_lsn, msg.commit_at);
 	me.in_xact = false;
 	me.last_end = me.received = msg.end_lsn;
 	me.last_commit_at = msg.commit_at;
 	me.transactions++;
 }
 
+/* ----------------------------------------------------------------
+ * is the source's past still what we have? (P18)
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * From where to ask.  The source begins at what is confirmed, if that is more,
+ * and with the transactions whose commit record begins there or later.
+ */
+static XLogRecPtr
+begin_recheck(void)
+{
+	MigrateStream *s = me.stream;
+
+	me.passing = me.known_awaited = false;
+	me.recheck = s->commit_lsn != InvalidXLogRecPtr && s->confirmed_lsn < me.spooled;
+	if (!me.recheck)
+		return me.spooled;
+	me.known_awaited = s->confirmed_lsn <= s->commit_lsn;
+	me.confirmed = s->confirmed_lsn;
+	return Max(s->confirmed_lsn, s->commit_lsn);
+}
+
+/* The source has told everything up to the end of the spool. */
+static void
+end_recheck(void)
+{
+	if (me.known_awaited)
+		migrate_stream_lost(me.stream, "the transaction that was committed at %X/%X is not there any more: it was restored from a backup",
+							LSN_FORMAT_ARGS(me.stream->commit_lsn));
+	me.recheck = false;
+	me.confirmed = me.spooled;
+}
+
+/* A transaction begins. */
+static void
+recheck_begin(const char *data, int len)
+{
+	MigrateMessage msg = {0};
+
+	migrate_message_parse(&msg, data, len, me.turn_cxt);
+	if (msg.final_lsn >= me.spooled)
+		end_recheck();
+	else if (me.known_awaited && msg.final_lsn == me.stream->commit_lsn &&
+			 msg.commit_at == me.stream->commit_at)
+	{
+		me.known_awaited = false;
+		me.passing = true;
+	}
+	else
+		migrate_stream_lost(me.stream, "it has a transaction, committed at %X/%X, that was not there when changes up to %X/%X were taken over: it was restored from a backup",
+							LSN_FORMAT_ARGS(msg.final_lsn), LSN_FORMAT_ARGS(me.spooled));
+}
+
 /* One change message; true at a commit. */
 static bool
 take_message(const char *data, int len)
 {
+	if (unlikely(me.recheck) && data[0] == 'B')
+		recheck_begin(data, len);
+	if (unlikely(me.passing))
+	{
+		me.in_xact = me.passing = data[0] != 'C';
+		return false;
+	}
 	if (me.unsaved == 0)
 		me.unsaved_since = GetCurrentTimestamp();
 	me.unsaved += len;
@@ -665,6 +737,8 @@ take_keepalive(const char *message)
 {
 	XLogRecPtr	lsn = read_uint64(message + 1);
 
+	if (me.recheck && !me.in_xact && lsn >= me.spooled)
+		end_recheck();
 	if (!me.in_xact && lsn > me.idle_lsn)
 		me.idle_lsn = lsn;
 	if (message[KEEPALIVE_BYTES - 1])
@@ -751,7 +825,8 @@ tick(TimestampTz now)
 				(errcode(ERRCODE_CONNECTION_FAILURE),
 				 errmsg("server \"%s\" has not been heard of for %d s",
 						me.stream->server_name, SILENCE_DEAD / 1000)));
-	send_status(!me.full && TimestampDifferenceExceeds(me.last_heard, now, SILENCE_ASK));
+	send_status(!me.full && (me.recheck ||
+							 TimestampDifferenceExceeds(me.last_heard, now, SILENCE_ASK)));
 	watch_source();
 	count_for_all();
 }
@@ -924,7 +999,7 @@ session(void)
 {
 	if (!begin_session())
 		return;
-	migrate_replication_start(me.conn, me.stream, me.spooled);
+	migrate_replication_start(me.conn, me.stream, begin_recheck());
 	me.last_heard = GetCurrentTimestamp();
 	recovered();
 	set_phase(me.full ? "full" : "stream");

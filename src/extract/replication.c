@@ -142,6 +142,7 @@ check_slot(MigrateConn *conn, MigrateStream *stream)
 							stream->slot, LSN_FORMAT_ARGS(confirmed),
 							LSN_FORMAT_ARGS(stream->spooled_lsn));
 	PQclear(res);
+	stream->confirmed_lsn = confirmed;
 }
 
 /* Tables that jobs read from this stream, as a list of (schema, name) literals. */

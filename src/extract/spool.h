@@ -68,6 +68,7 @@ typedef struct SpoolWriter
 	/* the local transaction under way */
 	bool		open;
 	TimestampTz last_commit_at; /* of the last commit in it, 0: none */
+	XLogRecPtr	last_commit_lsn;
 	struct SpoolInsert *insert; /* the segment, open for inserting */
 	int64		rows;			/* written in it */
 } SpoolWriter;
@@ -75,8 +76,8 @@ typedef struct SpoolWriter
 extern bool migrate_spool_is_segment(Relation rel);
 extern SpoolWriter *migrate_spool_writer_open(int stream_id, int64 spooled_seq);
 extern void migrate_spool_append(SpoolWriter *w, const char *data, int len);
-extern void migrate_spool_commit_seen(SpoolWriter *w, XLogRecPtr end_lsn,
-									  TimestampTz commit_at);
+extern void migrate_spool_commit_seen(SpoolWriter *w, XLogRecPtr commit_lsn,
+									  XLogRecPtr end_lsn, TimestampTz commit_at);
 extern XLogRecPtr migrate_spool_commit(SpoolWriter *w, XLogRecPtr spooled_lsn);
 extern int64 migrate_spool_total(SpoolWriter *w);
 extern int64 migrate_spool_pending(SpoolWriter *w, int64 next_seq);

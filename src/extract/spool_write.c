@@ -532,8 +532,10 @@ migrate_spool_append(SpoolWriter *w, const char *data, int len)
 
 /* The message just appended was a COMMIT. */
 void
-migrate_spool_commit_seen(SpoolWriter *w, XLogRecPtr end_lsn, TimestampTz commit_at)
+migrate_spool_commit_seen(SpoolWriter *w, XLogRecPtr commit_lsn, XLogRecPtr end_lsn,
+						  TimestampTz commit_at)
 {
+	w->last_commit_lsn = commit_lsn;
 	w->lsn = end_lsn;
 	w->commit_at = commit_at;
 	w->last_commit_at = commit_at;
@@ -544,10 +546,11 @@ static void
 write_position(SpoolWriter *w, XLogRecPtr lsn)
 {
 	static SPIPlanPtr plan = NULL;
-	Oid			types[4] = {INT4OID, LSNOID, INT8OID, TIMESTAMPTZOID};
-	Datum		values[4];
+	Oid			types[5] = {INT4OID, LSNOID, INT8OID, TIMESTAMPTZOID, LSNOID};
+	Datum		values[5];
 
 	values[0] = Int32GetDatum(w->stream_id);
+	values[4] = LSNGetDatum(w->last_commit_lsn);
 	values[1] = LSNGetDatum(lsn);
 	values[2] = Int64GetDatum(w->next_seq - 1);
 	values[3] = TimestampTzGetDatum(w->last_commit_at);
@@ -555,12 +558,13 @@ write_position(SpoolWriter *w, XLogRecPtr lsn)
 	if (plan == NULL)
 	{
 		plan = SPI_prepare("UPDATE migrate.stream_position SET spooled_lsn = $2, spooled_seq = $3,"
-						   " commit_at = coalesce($4, commit_at) WHERE stream_id = $1",
-						   4, types);
+						   " commit_at = coalesce($4, commit_at), commit_lsn = coalesce($5, commit_lsn)"
+						   " WHERE stream_id = $1",
+						   5, types);
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "SPI_prepare failed");
 	}
-	if (SPI_execute_plan(plan, values, w->last_commit_at ? "    " : "   n", false, 0) != SPI_OK_UPDATE ||
+	if (SPI_execute_plan(plan, values, w->last_commit_at ? "     " : "   nn", false, 0) != SPI_OK_UPDATE ||
 		SPI_processed != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -578,6 +582,7 @@ migrate_spool_commit(SpoolWriter *w, XLogRecPtr spooled_lsn)
 {
 	MemoryContext old = CurrentMemoryContext;
 	TimestampTz last_commit_at = w->last_commit_at;
+	XLogRecPtr	last_commit_lsn = w->last_commit_lsn;
 
 	if (w->len > VARHDRSZ)
 		(void) ready_segment(w);
@@ -588,6 +593,7 @@ migrate_spool_commit(SpoolWriter *w, XLogRecPtr spooled_lsn)
 		w->rows = 0;
 	}
 	w->last_commit_at = last_commit_at;
+	w->last_commit_lsn = last_commit_lsn;
 	write_row(w);
 	close_insert(w);
 	write_position(w, spooled_lsn);

@@ -56,6 +56,16 @@ spi_lsn(int row, int col)
 	return migrate_parse_lsn(migrate_spi_text(row, col));
 }
 
+static TimestampTz
+spi_time(int row, int col)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, col + 1,
+									  &isnull);
+
+	return isnull ? 0 : DatumGetTimestampTz(value);
+}
+
 /* By the stream's own id, or by that of a job that reads it. */
 static MigrateStream *
 load_stream(const char *where, int id)
@@ -69,7 +79,7 @@ load_stream(const char *where, int id)
 	migrate_spi_exec(psprintf("SELECT s.stream_id, s.server::bigint, s.owner::bigint, f.srvname, s.publication,"
 							  " s.slot, s.own_publication::int, s.own_slot::int, s.state, s.generation,"
 							  " s.system_identifier, s.timeline, s.encoding, s.start_lsn, p.spooled_lsn,"
-							  " p.spooled_seq, s.shm_handle"
+							  " p.spooled_seq, s.shm_handle, p.commit_lsn, p.commit_at"
 							  " FROM migrate.stream s LEFT JOIN migrate.stream_position p USING (stream_id)"
 							  " LEFT JOIN pg_catalog.pg_foreign_server f ON f.oid = s.server WHERE %s", where),
 					 1, &type, &arg, NULL, SPI_OK_SELECT);
@@ -95,6 +105,8 @@ load_stream(const char *where, int id)
 		stream->spooled_lsn = spi_lsn(0, 14);
 		stream->spooled_seq = migrate_spi_int64(0, 15, 0);
 		stream->shm_handle = migrate_spi_int64(0, 16, 0);
+		stream->commit_lsn = spi_lsn(0, 17);
+		stream->commit_at = spi_time(0, 18);
 		MemoryContextSwitchTo(old);
 	}
 	migrate_spi_end();
@@ -472,7 +484,7 @@ slot_made(MigrateJob *job, MigrateStream *stream, MigrateConn *conn, const char 
 					 5, types, values, NULL, SPI_OK_UPDATE);
 	migrate_spi_exec("INSERT INTO migrate.stream_position AS p (stream_id, spooled_lsn)"
 					 " VALUES ($1, $2::pg_lsn) ON CONFLICT (stream_id) DO UPDATE"
-					 " SET spooled_lsn = excluded.spooled_lsn",
+					 " SET spooled_lsn = excluded.spooled_lsn, commit_lsn = NULL",
 					 2, types, values, NULL, SPI_OK_INSERT);
 	migrate_spi_end();
 	migrate_event(job->job_id, "info", "stream", "the stream of changes begins at %s (slot \"%s\", publication \"%s\")",

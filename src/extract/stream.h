@@ -41,7 +41,13 @@ typedef struct MigrateStream
 	XLogRecPtr	start_lsn;
 	XLogRecPtr	spooled_lsn;
 	int64		spooled_seq;
+	XLogRecPtr	commit_lsn;		/* of the last commit in the spool; 0: not
+								 * known */
+	TimestampTz commit_at;		/* and its time on the source */
 	int64		shm_handle;
+
+	/* not of the catalog: what the slot says, when the stream was checked */
+	XLogRecPtr	confirmed_lsn;
 } MigrateStream;
 
 /* In a transaction; NULL when there is none. */
