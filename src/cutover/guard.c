@@ -10,6 +10,9 @@
  * the function lets migrate's own processes pass, and sessions that hold the
  * writer lock of the job (replay, repair).
  *
+ * In a database that was restored from a dump there are the triggers, and no job
+ * that would open the tables: there they are open.
+ *
  * Runs in any backend that writes to a guarded table.  Keeps no state; making,
  * opening and dropping are statements of sql/70_cutover.sql.
  *
@@ -19,15 +22,42 @@
  */
 #include "cutover/cutover.h"
 
+#include "access/genam.h"
+#include "access/table.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_collation.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 
 #include "control/control.h"
 
 PG_FUNCTION_INFO_V1(migrate_guard);
+
+/* Is there the job?  Whoever writes may not see it, so its table is not asked by SQL. */
+static bool
+job_is_here(int job_id, const char *name)
+{
+	Oid			relid = get_relname_relid("job", get_namespace_oid("migrate", false));
+	Relation	rel = table_open(relid, AccessShareLock);
+	ScanKeyData keys[2];
+	SysScanDesc scan;
+	bool		found;
+
+	ScanKeyInit(&keys[0], get_attnum(relid, "job_id"), BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(job_id));
+	ScanKeyInit(&keys[1], get_attnum(relid, "job"), BTEqualStrategyNumber, F_TEXTEQ,
+				CStringGetTextDatum(name));
+	keys[1].sk_collation = C_COLLATION_OID;
+	scan = systable_beginscan(rel, InvalidOid, false, NULL, 2, keys);
+	found = HeapTupleIsValid(systable_getnext(scan));
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+	return found;
+}
 
 static void
 refuse(TriggerData *trigger)
@@ -59,7 +89,9 @@ migrate_guard(PG_FUNCTION_ARGS)
 				 errmsg("function \"%s\" is a trigger of migrate", "migrate._guard")));
 	if (migrate_shared == NULL &&
 		!migrate_lock_is_mine(MIGRATE_LOCK_WRITER,
-							  pg_strtoint32(trigger->tg_trigger->tgargs[0])))
+							  pg_strtoint32(trigger->tg_trigger->tgargs[0])) &&
+		job_is_here(pg_strtoint32(trigger->tg_trigger->tgargs[0]),
+					trigger->tg_trigger->tgargs[1]))
 		refuse(trigger);
 	if (!TRIGGER_FIRED_FOR_ROW(trigger->tg_event))
 		return PointerGetDatum(NULL);

@@ -14,8 +14,9 @@
  * half of one, and a crash leaves nothing of it but dead rows, and files of
  * segments that were made in it.
  *
- * Segments belong to the owner of the extension and go with it; the stream's
- * owner may read and insert.  They are vacuumed only against wraparound: rows
+ * Segments are members of the extension: they belong to its owner, go with it,
+ * and are in no dump (as the jobs and streams are not); the stream's owner may
+ * read and insert.  They are vacuumed only against wraparound: rows
  * are never changed.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
@@ -141,8 +142,6 @@ migrate_spool_add_segment(PG_FUNCTION_ARGS)
 	Oid			owner = check_stream(stream_id);
 	Oid			extension = get_extension_oid("migrate", false);
 	MigrateAsOwner as;
-	ObjectAddress table,
-				ext;
 
 #ifdef USE_LZ4
 	const char *compression = " COMPRESSION lz4";
@@ -162,15 +161,11 @@ migrate_spool_add_segment(PG_FUNCTION_ARGS)
 					 name, stream_id));
 	run_ddl(psprintf("GRANT SELECT, INSERT ON migrate.%s TO %s", name,
 					 quote_identifier(GetUserNameFromId(owner, false))));
+	/* with its privileges, which a dump would have otherwise */
+	run_ddl(psprintf("ALTER EXTENSION migrate ADD TABLE migrate.%s", name));
 	migrate_spi_end();
 	migrate_as_caller(&as);
-
-	/* no member: it is dropped without the extension, and with it */
-	ObjectAddressSet(table, RelationRelationId,
-					 get_relname_relid(name, get_namespace_oid("migrate", false)));
-	ObjectAddressSet(ext, ExtensionRelationId, extension);
-	recordDependencyOn(&table, &ext, DEPENDENCY_AUTO);
-	PG_RETURN_OID(table.objectId);
+	PG_RETURN_OID(get_relname_relid(name, get_namespace_oid("migrate", false)));
 }
 
 /* migrate._spool_drop_segment(stream_id, segment_no), likewise. */
@@ -180,11 +175,15 @@ migrate_spool_drop_segment(PG_FUNCTION_ARGS)
 {
 	int			stream_id = PG_GETARG_INT32(0);
 	const char *name = segment_name(stream_id, PG_GETARG_INT32(1));
+	Oid			extension = get_extension_oid("migrate", false);
+	Oid			table = get_relname_relid(name, get_namespace_oid("migrate", false));
 	MigrateAsOwner as;
 
 	(void) check_stream(stream_id);
-	migrate_as_owner(extension_owner(get_extension_oid("migrate", false)), &as);
+	migrate_as_owner(extension_owner(extension), &as);
 	migrate_spi_begin();
+	if (OidIsValid(table) && getExtensionOfObject(RelationRelationId, table) == extension)
+		run_ddl(psprintf("ALTER EXTENSION migrate DROP TABLE migrate.%s", name));
 	run_ddl(psprintf("DROP TABLE IF EXISTS migrate.%s", name));
 	migrate_spi_end();
 	migrate_as_caller(&as);

@@ -256,4 +256,45 @@ is(sql(q{SELECT count(*) FROM j.b}), src('SELECT count(*) FROM b'), 'the rows ar
 is(notices(qq{SELECT migrate_$_('j')}), 'psql:<stdin>:1: NOTICE:  job "j" is already finished', "$_ of a finished job") for qw(start resume);
 is(sql(qq{SELECT count(*) FROM migrate_drop_job('$_')}), '0', "drop of $_") for qw(j p9);
 
+# ------------------------- P16: a bag of rows, and writers during its copy
+src(q{CREATE TABLE bag (v int, w text); ALTER TABLE bag REPLICA IDENTITY FULL; INSERT INTO bag SELECT g % 200, 'old' FROM generate_series(1, 20000) g});
+my $script = PostgreSQL::Test::Utils::tempdir() . '/bag.sql';
+append_to_file($script, q{\set r random(0, 199)
+\set s random(0, 199)
+BEGIN;
+INSERT INTO bag VALUES (:r, 'new');
+\sleep 3 ms
+DELETE FROM bag WHERE ctid = (SELECT ctid FROM bag WHERE v = :s LIMIT 1 FOR UPDATE SKIP LOCKED);
+UPDATE bag SET w = w || 'x' WHERE ctid = (SELECT ctid FROM bag WHERE v = :r AND w <> 'new' LIMIT 1 FOR UPDATE SKIP LOCKED);
+\sleep 3 ms
+COMMIT;
+});
+my $writers = fork() // die;
+if ($writers == 0)
+{
+	open(STDOUT, '>', '/dev/null');
+	open(STDERR, '>', '/dev/null');
+	exec('pgbench', '-n', '-c', '6', '-T', '300', '-f', $script, $source->connstr('postgres'));
+}
+ok(wait_for($source, q{SELECT count(*) > 100 FROM bag WHERE w = 'new'}), 'P16: writers are at work');
+job('bag', '');
+sql(q{SELECT migrate_add_table('bag', 'public.bag', 'bag.bag'); SELECT migrate_start('bag')});
+wait_job($target, 'bag', 'streaming');
+for my $round (1 .. 3)
+{
+	# a new copy, with a snapshot in the midst of others' transactions
+	sql(q{SELECT migrate_recopy('bag', 'bag.bag')}) if $round > 1;
+	ok(wait_for($target, qq{SELECT count(*) >= $round FROM migrate.events WHERE job = 'bag' AND message LIKE 'catching_up -> streaming%'}), "P16: copy $round is over");
+	cmp_ok(sql(q{SELECT count(*) FROM migrate.chunks WHERE job = 'bag'}), '=', 1, 'P16: one chunk');
+	my $snapshot = sql(q{SELECT snapshot FROM migrate.chunk JOIN migrate.job USING (job_id) WHERE job = 'bag'});
+	like($snapshot, qr/:.*:\d/, 'P16: its snapshot has transactions that were under way') or diag($snapshot);
+}
+kill('TERM', $writers);
+waitpid($writers, 0);
+ok(wait_for($source, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE application_name = 'pgbench'}), 'P16: writers have ended');
+caught_up('bag', 'P16: caught up');
+same_rows($source, 'SELECT * FROM bag', $target, 'SELECT * FROM bag.bag', 'P16: the bags are equal');
+is(sql(q{SELECT count(*) FROM migrate.dead_letters WHERE job = 'bag'}), '0', 'P16: no dead letter');
+sql(q{CALL migrate_finish('bag')});
+
 done_testing();

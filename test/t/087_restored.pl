@@ -29,6 +29,14 @@ sub caught_up
 	return ok(wait_for($target, "SELECT applied_lsn >= '$lsn' FROM migrate.apply_position"), "$name: caught up");
 }
 
+# and durable here, so that a crash does not lose it
+sub taken_over
+{
+	my $lsn = src('SELECT pg_current_wal_insert_lsn()');
+	caught_up('taken over');
+	return ok(wait_for($source, "SELECT confirmed_flush_lsn >= '$lsn' FROM pg_replication_slots"), 'taken over: and confirmed');
+}
+
 sub equal
 {
 	my ($name) = @_;
@@ -145,7 +153,7 @@ is(sql(q{SELECT count(*) FROM migrate.event WHERE kind = 'stream_lost' OR messag
 {
 	my $files = copy_files();
 	work(10);
-	caught_up('taken over');
+	taken_over();
 	restore($files, 1);
 	write_beyond();
 	resync('to a new timeline', qr/the source is on timeline 2, not 1/);
@@ -153,7 +161,7 @@ is(sql(q{SELECT count(*) FROM migrate.event WHERE kind = 'stream_lost' OR messag
 {
 	my $files = copy_files();
 	work(10);
-	caught_up('taken over');
+	taken_over();
 	restore($files);
 	write_beyond();
 	resync('same timeline', qr/the transaction that was committed at .* is not there any more/);
@@ -174,11 +182,58 @@ is(sql(q{SELECT count(*) FROM migrate.event WHERE kind = 'stream_lost' OR messag
 	my $files = copy_files();
 	src(q{INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 1000)});
 	work(1);
-	caught_up('taken over');
+	taken_over();
 	restore($files);
 	src(q{INSERT INTO filler SELECT repeat('x', 1000) FROM generate_series(1, 5000)});
 	$target->start;
 	resync('ours is missing', qr/the transaction that was committed at .* is not there any more/);
 }
+
+# --------------------------------- a dump of the target: tables, and no job
+{
+	work(3);
+	caught_up('before the dump');
+	sql(q{SELECT migrate._arm_guards(job_id) FROM migrate.job});
+	my $slot = src('SELECT string_agg(slot_name || active, \' \') FROM pg_replication_slots');
+	my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump';
+	$target->command_ok([ 'pg_dump', '-Fc', '-f', $dump, $target->connstr('postgres') ], 'dump: made while it streams');
+	my ($out, $err) = run_command([ 'pg_restore', '-l', $dump ]);
+	unlike($out, qr/spool|stream_position/, 'dump: nothing of the spool, not even its privileges');
+	sql('CREATE DATABASE again');
+	$target->command_ok([ 'pg_restore', '--exit-on-error', '-d', $target->connstr('again'), $dump ], 'dump: restored without an error');
+	sub again { return $target->safe_psql('again', $_[0]); }
+	is(again('SELECT (SELECT count(*) FROM migrate.job) || \' \' || (SELECT count(*) FROM migrate.stream)'), '0 0', 'dump: holds no job, so nothing touches the slot');
+	cmp_ok(again(q{SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'migrate_guard%'}), '>', 0, 'dump: the guards are there');
+	is(again(q{INSERT INTO j.a VALUES (-1, 'mine'); UPDATE j.a SET v = 'mine' WHERE id = 1; DELETE FROM j.bag; TRUNCATE j.bag; SELECT v FROM j.a WHERE id = 1}), 'mine', 'dump: of no job, and open');
+	my ($rc, undef, $refused) = $target->psql('postgres', q{UPDATE j.a SET v = 'mine' WHERE id = 1});
+	like($refused, qr/table "j\.a" is not open for writing yet/, 'dump: where the job is, they are not');
+	my ($rc2, undef, $hidden) = $target->psql('postgres', q{CREATE ROLE stranger; GRANT USAGE ON SCHEMA j TO stranger; GRANT ALL ON j.a TO stranger; SET ROLE stranger; UPDATE j.a SET v = 'mine' WHERE id = 1});
+	like($hidden, qr/table "j\.a" is not open for writing yet/, 'dump: nor for one who does not see the job');
+	is(src('SELECT string_agg(slot_name || active, \' \') FROM pg_replication_slots'), $slot, 'dump: the slot is the job\'s as before');
+	# a stream of its own, with a spool by names that the old one has in the other database
+	again(q{SELECT migrate_create_job('k', server => 'legacy', options => '{"capture": "logical"}'); SELECT migrate_import('k', 'public', local_schema => 'legacy_k', include => '{a}');
+		SELECT migrate_add_table('k', 'public.a', 'k.a'); SELECT migrate_start('k')});
+	ok(wait_for($target, q{SELECT state = 'streaming' FROM migrate.job}, db => 'again'), 'dump: a new job there streams');
+	is(src('SELECT count(*) FROM pg_replication_slots'), '2', 'dump: by a slot of its own');
+	work(2);
+	equal('after the dump');
+	ok(wait_for(sub { rows_equal($source, 'SELECT * FROM a', $target, 'SELECT * FROM k.a', db2 => 'again') }), 'dump: and the new job has the changes, too');
+	again(q{SELECT migrate_cancel('k'); SELECT migrate_wait('k', 'cancelled', '60 s'); SELECT migrate_drop_job('k')});
+	is(again(q{SELECT count(*) FROM pg_class WHERE relname LIKE 'spool\_%\_%' AND relkind = 'r' AND relname <> 'spool_segment'}), '0', 'dump: and its spool goes with it');
+}
+
+# ------------------------- the spool's compression is its own, not the server's
+foreach my $method (qw(pglz lz4))
+{
+	my ($ok) = $target->psql('postgres', "ALTER SYSTEM SET default_toast_compression = '$method'");
+	next if $ok != 0;
+	sql('SELECT pg_reload_conf()');
+	src(qq{INSERT INTO a SELECT g, repeat('$method' || g, 50000) FROM generate_series(10000, 10040) g; UPDATE a SET v = v || 'x' WHERE id BETWEEN 10000 AND 10040; DELETE FROM a WHERE id BETWEEN 10000 AND 10039});
+	equal("default_toast_compression = $method");
+	is(sql(q{SELECT count(DISTINCT a.attcompression) FROM pg_attribute a JOIN migrate.spool_segment s ON s.relation = a.attrelid WHERE a.attname = 'data'}), '1', "$method: the same for all segments");
+}
+
+sql(q{CALL migrate_finish('j')});
+is(sql(q{SELECT count(*) FROM pg_class WHERE relname LIKE 'spool\_%\_%' AND relkind = 'r' AND relname <> 'spool_segment'}) . src('SELECT count(*) FROM pg_replication_slots'), '00', 'finished: no spool, no slot');
 
 done_testing();
