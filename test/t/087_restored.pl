@@ -228,7 +228,7 @@ foreach my $method (qw(pglz lz4))
 	my ($ok) = $target->psql('postgres', "ALTER SYSTEM SET default_toast_compression = '$method'");
 	next if $ok != 0;
 	sql('SELECT pg_reload_conf()');
-	src(qq{INSERT INTO a SELECT g, repeat('$method' || g, 50000) FROM generate_series(10000, 10040) g; UPDATE a SET v = v || 'x' WHERE id BETWEEN 10000 AND 10040; DELETE FROM a WHERE id BETWEEN 10000 AND 10039});
+	src(qq{INSERT INTO a SELECT g, repeat('$method' || g, 50000) FROM generate_series(10000, 10040) g; UPDATE a SET v = v || 'x' WHERE id BETWEEN 10000 AND 10040; DELETE FROM a WHERE id BETWEEN 10000 AND 10040});
 	equal("default_toast_compression = $method");
 	is(sql(q{SELECT count(DISTINCT a.attcompression) FROM pg_attribute a JOIN migrate.spool_segment s ON s.relation = a.attrelid WHERE a.attname = 'data'}), '1', "$method: the same for all segments");
 }
