@@ -54,6 +54,8 @@ VALUES
 	 'most bytes that are mapped and written at once; one larger row is a batch of its own'),
 	('fetch_size', 'integer', 'rows', '10000', 'while running', 1, 1000000, NULL, '1 to 1000000',
 	 'rows fetched at once by the transport fdw'),
+	('verify_writes', 'boolean', NULL, 'false', 'while running', NULL, NULL, NULL, 'true, false',
+	 'whether rows are read back from the target, in the transaction that writes them, and compared with what the mapping gave; a difference pauses the job'),
 	('max_dead_letters', 'integer', 'rows', '1000', 'while running', -1, 2147483647, NULL, '-1 (no limit) to 2147483647',
 	 'open dead letters after which the job pauses'),
 	('max_dead_ratio', 'number', NULL, '0.1', 'while running', 0, 1, NULL, '0 to 1',

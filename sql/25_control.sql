@@ -8,7 +8,7 @@ CREATE FUNCTION migrate._live_workers(
 	OUT dead bigint, OUT memory bigint, OUT started timestamptz,
 	OUT changed timestamptz, OUT errors int, OUT error_since timestamptz,
 	OUT sqlstate text, OUT last_error text, OUT throttle text,
-	OUT step_id int, OUT steps bigint)
+	OUT step_id int, OUT steps bigint, OUT verified bigint)
 RETURNS SETOF record
 LANGUAGE C VOLATILE STRICT ROWS 8 SET search_path = pg_catalog, pg_temp
 AS 'MODULE_PATHNAME', 'migrate_live_workers';

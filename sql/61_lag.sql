@@ -89,7 +89,7 @@ CREATE VIEW migrate.workers WITH (security_invoker = true) AS
 		   round(w.rows / greatest(extract(epoch FROM clock_timestamp() - w.started), 0.001))::bigint AS rows_per_second,
 		   w.chunk_rows, w.chunk_bytes, w.chunks, w.dead AS dead_letters, w.memory,
 		   w.started, w.changed, w.throttle, w.errors, w.error_since, w.sqlstate, w.last_error, w.slot,
-		   w.steps, p.kind || ' ' || p.object AS building
+		   w.steps, p.kind || ' ' || p.object AS building, w.verified
 	FROM migrate._live_workers() w
 	JOIN migrate.job j USING (job_id)
 	LEFT JOIN migrate.source_table s ON s.source_id = w.source_id
@@ -99,14 +99,14 @@ CREATE VIEW migrate.workers WITH (security_invoker = true) AS
 	SELECT j.job, 'capture', c.pid, c.phase, NULL, NULL, c.changes, c.bytes,
 		   round(c.changes / greatest(extract(epoch FROM clock_timestamp() - c.started), 0.001))::bigint,
 		   NULL, NULL, NULL, NULL, c.memory, c.started, NULL, CASE WHEN c.spool_full THEN 'spool_limit' END,
-		   NULL, NULL, c.sqlstate, c.last_error, NULL, NULL, NULL
+		   NULL, NULL, c.sqlstate, c.last_error, NULL, NULL, NULL, NULL
 	FROM migrate._live_streams() c
 	JOIN migrate.job_stream js USING (stream_id)
 	JOIN migrate.job j USING (job_id)
 	WHERE j.state NOT IN ('finished', 'cancelled')
 	ORDER BY job, slot;
 COMMENT ON VIEW migrate.workers IS
-'the live workers of each job with counters since their start, of the chunk at hand (chunk_*), memory in bytes, and the error they retry after, if any; steps: of those after the copy, how many are over since its start, building: the one at hand. Roles: job, loader, apply, and capture, which is one for all jobs of a stream and whose rows are changes';
+'the live workers of each job with counters since their start, of the chunk at hand (chunk_*), memory in bytes, and the error they retry after, if any; steps: of those after the copy, how many are over since its start, building: the one at hand; verified: rows read back since its start (verify_writes). Roles: job, loader, apply, and capture, which is one for all jobs of a stream and whose rows are changes';
 
 /*
  * How far the way back is, in the eyes of this server.  Without a worker the

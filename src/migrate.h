@@ -66,6 +66,7 @@ typedef struct MigrateJob
 	int			batch_rows;
 	int64		batch_bytes;
 	int			fetch_size;
+	bool		verify_writes;	/* read back what is written */
 	int			max_dead_letters;	/* -1: no limit */
 	double		max_dead_ratio; /* of rows read, judged after 10,000 rows */
 	int64		rows_per_second;	/* 0: no limit */
@@ -715,6 +716,7 @@ typedef struct MigrateWorkerSlot
 	int64		chunks;			/* finished, since its start */
 	int64		steps;			/* likewise */
 	int64		dead;
+	int64		verified;		/* rows read back (verify_writes) */
 	Size		memory;			/* bytes in TopMemoryContext and below */
 	TimestampTz started;
 	TimestampTz changed;
@@ -851,7 +853,9 @@ typedef struct MigrateShared
 
 	/* dead letters that one chunk may have before it is given up; -1: any */
 	int64		chunk_dead_limit;
-	char		budget[512];	/* set by the loader that gave up for it */
+	/* why a worker gave up its work so that the job pauses; empty: none */
+	char		given_up[512];
+	char		given_up_kind[16];	/* of the event: 'budget', 'verify' */
 
 	/* one batch of the copy: mapped and written */
 	MigrateHistogram copy_write;
@@ -880,6 +884,7 @@ extern int	migrate_my_slot;
 
 extern void migrate_worker_phase(const char *phase);
 extern void migrate_worker_count(int64 rows, int64 bytes, int64 dead);
+extern void migrate_worker_verified(int64 rows);
 
 /* Of a histogram: where a duration falls; and a batch of the copy. */
 extern int	migrate_histogram_bucket(int64 usec);
@@ -895,6 +900,12 @@ extern int	migrate_loaders_busy(int *with_step);
 
 /* set by whoever throws to give a chunk up without calling it an error */
 extern bool migrate_abandoned;
+
+/*
+ * control/budget.c: the reason for that; the job worker pauses the job for it
+ * (an alert of that kind).
+ */
+extern void migrate_give_up(const char *kind, const char *reason);
 
 /* control/drift.c: the job shall pause since a source table is not what was
  * planned (P2); in a transaction.  "what" is a clause that names the table. */

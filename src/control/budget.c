@@ -7,7 +7,8 @@
  * The job worker counts what is committed, at every turn.  A loader looks at
  * the chunk at hand, so that a mapping that fails for every row does not fill
  * the disk with letters first: it gives the chunk up and says why in
- * MigrateShared.budget, where the job worker finds it.
+ * MigrateShared.given_up, where the job worker finds it.  Others who give up
+ * their work for a reason that the DBA has to look at do the same.
  *
  * Copyright (c) 2026, the migrate authors; PostgreSQL License
  *
@@ -24,6 +25,20 @@
 /* the ratio means nothing before so many rows were read */
 #define RATIO_MIN_ROWS 10000
 
+void
+migrate_give_up(const char *kind, const char *reason)
+{
+	char		why[sizeof(migrate_shared->given_up)];
+
+	if (migrate_shared == NULL)
+		return;
+	migrate_clip(why, sizeof(why), reason);
+	SpinLockAcquire(&migrate_shared->mutex);
+	strlcpy(migrate_shared->given_up_kind, kind, sizeof(migrate_shared->given_up_kind));
+	memcpy(migrate_shared->given_up, why, sizeof(why));
+	SpinLockRelease(&migrate_shared->mutex);
+}
+
 static int64
 one_value(const char *sql, int64 arg, Oid type)
 {
@@ -34,24 +49,27 @@ one_value(const char *sql, int64 arg, Oid type)
 }
 
 /*
- * Why the job must be paused, in the current memory context, or NULL.  Job
- * worker, in a transaction.
+ * Why the job must be paused, and *kind, in the current memory context, or
+ * NULL.  Job worker, in a transaction.
  */
 char *
-migrate_budget_exceeded(MigrateJob *job)
+migrate_budget_exceeded(MigrateJob *job, char **kind)
 {
 	static int	seen_job = 0;
 	static int64 seen_dead = -1;
 	MemoryContext mcxt = CurrentMemoryContext;
-	char		given_up[sizeof(migrate_shared->budget)];
+	char		given_up[sizeof(migrate_shared->given_up)];
+	char		given_up_kind[sizeof(migrate_shared->given_up_kind)];
 	char	   *reason = NULL;
 	int64		dead;
 	int64		rows = 0;
 
 	SpinLockAcquire(&migrate_shared->mutex);
-	memcpy(given_up, migrate_shared->budget, sizeof(given_up));
-	migrate_shared->budget[0] = '\0';
+	memcpy(given_up, migrate_shared->given_up, sizeof(given_up));
+	memcpy(given_up_kind, migrate_shared->given_up_kind, sizeof(given_up_kind));
+	migrate_shared->given_up[0] = '\0';
 	SpinLockRelease(&migrate_shared->mutex);
+	*kind = given_up[0] ? pstrdup(given_up_kind) : "budget";
 	if (given_up[0])
 		return pstrdup(given_up);
 
@@ -93,7 +111,7 @@ migrate_budget_check_chunk(void)
 	int64		limit = migrate_shared->chunk_dead_limit;
 	Oid			type = INT8OID;
 	Datum		arg;
-	char		why[sizeof(migrate_shared->budget)];
+	char	   *why;
 	char	   *most = NULL;
 
 	if (limit < 0 || s->chunk_dead <= limit || s->chunk_id == 0)
@@ -106,15 +124,10 @@ migrate_budget_check_chunk(void)
 					 1, &type, &arg, NULL, SPI_OK_SELECT);
 	if (SPI_processed > 0)
 		most = migrate_spi_text(0, 0);
-	migrate_clip(why, sizeof(why),
-				 psprintf("max_dead_letters: " INT64_FORMAT " dead letters in one chunk > " INT64_FORMAT
-						  ", the chunk was given up%s%s",
-						  s->chunk_dead, limit, most ? "; " : "", most ? most : ""));
-	migrate_spi_end();
-
-	SpinLockAcquire(&migrate_shared->mutex);
-	memcpy(migrate_shared->budget, why, sizeof(why));
-	SpinLockRelease(&migrate_shared->mutex);
+	why = psprintf("max_dead_letters: " INT64_FORMAT " dead letters in one chunk > " INT64_FORMAT
+				   ", the chunk was given up%s%s",
+				   s->chunk_dead, limit, most ? "; " : "", most ? most : "");
+	migrate_give_up("budget", why);
 	migrate_abandoned = true;
 	ereport(ERROR,
 			(errcode(ERRCODE_QUERY_CANCELED),

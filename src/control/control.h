@@ -237,7 +237,7 @@ extern void migrate_drift_forget(void);
  * in budget.c: how many dead letters are too many
  * ----------------------------------------------------------------
  */
-extern char *migrate_budget_exceeded(MigrateJob *job);
+extern char *migrate_budget_exceeded(MigrateJob *job, char **kind);
 extern void migrate_budget_check_chunk(void);
 
 /* ----------------------------------------------------------------

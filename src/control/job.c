@@ -28,6 +28,7 @@ typedef enum
 	OPT_INT,
 	OPT_INT64,
 	OPT_DOUBLE,
+	OPT_BOOL,
 	OPT_SECONDS					/* canonical milliseconds, kept as seconds */
 } OptionKind;
 
@@ -53,6 +54,7 @@ static const struct
 	{"batch_rows", OPT_INT, offsetof(MigrateJob, batch_rows)},
 	{"batch_bytes", OPT_INT64, offsetof(MigrateJob, batch_bytes)},
 	{"fetch_size", OPT_INT, offsetof(MigrateJob, fetch_size)},
+	{"verify_writes", OPT_BOOL, offsetof(MigrateJob, verify_writes)},
 	{"max_dead_letters", OPT_INT, offsetof(MigrateJob, max_dead_letters)},
 	{"max_dead_ratio", OPT_DOUBLE, offsetof(MigrateJob, max_dead_ratio)},
 	{"rows_per_second", OPT_INT64, offsetof(MigrateJob, rows_per_second)},
@@ -104,6 +106,9 @@ set_option(MigrateJob *job, int i, const char *value)
 		case OPT_DOUBLE:
 			*(double *) field = DatumGetFloat8(DirectFunctionCall1(float8in,
 																   CStringGetDatum(value)));
+			break;
+		case OPT_BOOL:
+			*(bool *) field = strcmp(value, "true") == 0;
 			break;
 		case OPT_SECONDS:
 			*(int *) field = clamp_int((pg_strtoint64(value) + 999) / 1000);

@@ -108,15 +108,16 @@ look_at_sources(int64 *pending, int64 *unfinished)
 	MemoryContextSwitchTo(me.cxt);
 }
 
-/* Too many dead letters: the job pauses itself, with the reason. */
+/* Too many dead letters, or a worker gave up: the job pauses itself, with the reason. */
 bool
 migrate_job_over_budget(MigrateJob *job)
 {
 	char	   *reason;
+	char	   *kind;
 
 	StartTransactionCommand();
 	MemoryContextSwitchTo(me.cxt);
-	reason = migrate_budget_exceeded(job);
+	reason = migrate_budget_exceeded(job, &kind);
 	if (reason)
 	{
 		Oid			types[2] = {INT4OID, TEXTOID};
@@ -129,7 +130,7 @@ migrate_job_over_budget(MigrateJob *job)
 						 " WHERE job_id = $1 AND wanted = 'run'",
 						 2, types, values, NULL, SPI_OK_UPDATE);
 		migrate_spi_end();
-		migrate_event(me.job_id, "alert", "budget", "paused: %s", reason);
+		migrate_event(me.job_id, "alert", kind, "paused: %s", reason);
 	}
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(me.cxt);

@@ -217,6 +217,17 @@ migrate_worker_count(int64 rows, int64 bytes, int64 dead)
 	SpinLockRelease(&migrate_shared->mutex);
 }
 
+/* Rows were read back and are as they were written (verify_writes). */
+void
+migrate_worker_verified(int64 rows)
+{
+	if (migrate_shared == NULL || rows == 0)
+		return;
+	SpinLockAcquire(&migrate_shared->mutex);
+	MY_SLOT->verified += rows;
+	SpinLockRelease(&migrate_shared->mutex);
+}
+
 int
 migrate_histogram_bucket(int64 usec)
 {
@@ -415,7 +426,7 @@ migrate_wake_loaders(void)
  * migrate._live_workers()
  * ----------------------------------------------------------------
  */
-#define LIVE_COLUMNS 23
+#define LIVE_COLUMNS 24
 
 static Datum
 timestamp_or_null(TimestampTz t, bool *isnull)
@@ -472,6 +483,7 @@ put_slot(ReturnSetInfo *rsinfo, int job_id, int slot, MigrateWorkerSlot *s,
 	nulls[i] = (s->step_id == 0);
 	values[i++] = Int32GetDatum(s->step_id);
 	values[i++] = Int64GetDatum(s->steps);
+	values[i++] = Int64GetDatum(s->verified);
 	Assert(i == LIVE_COLUMNS);
 	tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 }

@@ -877,24 +877,20 @@ clean_source(ApplySource *source)
 /*
  * More dead letters in this batch alone than the job may have: give it up, so
  * that a mapping that fails for every row does not fill the disk with letters.
- * The job worker pauses the job for what MigrateShared.budget says, as for a
- * loader's (control/budget.c).
+ * The job worker pauses the job for it, as for a loader's (control/budget.c).
  */
 static void
 check_budget(ApplyWorker *w, ApplySource *source)
 {
 	int64		limit = migrate_shared->chunk_dead_limit;
-	char		why[sizeof(migrate_shared->budget)];
+	char	   *why;
 
 	if (limit < 0 || w->counts.dead <= limit)
 		return;
-	migrate_clip(why, sizeof(why),
-				 psprintf("max_dead_letters: " INT64_FORMAT " dead letters in one batch of changes > " INT64_FORMAT
-						  ", the last of source %s; the batch was given up",
-						  w->counts.dead, limit, source->src->label));
-	SpinLockAcquire(&migrate_shared->mutex);
-	memcpy(migrate_shared->budget, why, sizeof(why));
-	SpinLockRelease(&migrate_shared->mutex);
+	why = psprintf("max_dead_letters: " INT64_FORMAT " dead letters in one batch of changes > " INT64_FORMAT
+				   ", the last of source %s; the batch was given up",
+				   w->counts.dead, limit, source->src->label);
+	migrate_give_up("budget", why);
 	migrate_abandoned = true;
 	ereport(ERROR,
 			(errcode(ERRCODE_QUERY_CANCELED),

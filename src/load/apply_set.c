@@ -255,6 +255,7 @@ prepare_writer(Attempt *attempt)
 	writer->missing = set->missing;
 	writer->nmissing = 0;
 	writer->removed = 0;
+	migrate_verify_begin(writer, set->applier->job->verify_writes);
 	writer->attempt = AllocSetContextCreate(set->mcxt, "migrate attempt",
 											ALLOCSET_DEFAULT_SIZES);
 }
@@ -299,6 +300,7 @@ try_rows(Attempt *attempt)
 		set->written += attempt->written;
 		set->removed += writer->removed;
 		set->nmissing += writer->nmissing;
+		migrate_worker_verified(writer->verified);
 	}
 	MemoryContextDelete(writer->attempt);
 	writer->attempt = NULL;

@@ -349,12 +349,7 @@ pause_for_chunk(MigrateJob *job, const char *reason)
 	SPI_finish();
 	PopActiveSnapshot();
 	CommitTransactionCommand();
-	if (migrate_shared)
-	{
-		SpinLockAcquire(&migrate_shared->mutex);
-		strlcpy(migrate_shared->budget, reason, sizeof(migrate_shared->budget));
-		SpinLockRelease(&migrate_shared->mutex);
-	}
+	migrate_give_up("budget", reason);
 }
 
 /* P1: the table was rewritten under the plan; it is planned anew. */

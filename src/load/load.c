@@ -202,6 +202,7 @@ try_batch(Attempt *attempt)
 
 	writer->attempt = AllocSetContextCreate(load->mcxt, "migrate attempt",
 											ALLOCSET_DEFAULT_SIZES);
+	migrate_verify_begin(writer, load->ctx->job && load->ctx->job->verify_writes);
 	attempt->stage = STAGE_MAP;
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(mcxt);
@@ -254,6 +255,7 @@ count_written(Attempt *attempt)
 	counts->mapped += attempt->nseen;
 	counts->filtered += left_out;
 	counts->written += attempt->written;
+	migrate_worker_verified(attempt->load->writer->verified);
 }
 
 /* The batch is one row, and it is the row's fault. */

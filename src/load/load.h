@@ -72,6 +72,12 @@ typedef struct MigrateWriterSql
 	char	   *put_back;		/* insert mapped columns with those */
 	char	   *insert_untaken; /* rows of whom nothing was there */
 	TupleDesc	taken;			/* those columns, then the ordinal */
+
+	/* to read back, see writer_back.c; NULL until it is wanted */
+	char	   *insert_places;	/* insert, and say where */
+	char	   *find;			/* rows of the mapped rows' keys */
+	char	   *find_gone;		/* rows of the list of keys */
+	List	   *elsewhere;		/* OIDs of the target's foreign tables */
 } MigrateWriterSql;
 
 /* of writer_row.c: what is the same for all attempts, in the writer's memory */
@@ -134,6 +140,12 @@ struct MigrateWriter
 
 	/* the batch at hand; see writer_keys.c */
 	HTAB	   *seen;			/* key values -> row that gave them */
+
+	/* of verify.c */
+	struct MigrateVerify *verify;	/* in this attempt; NULL: not wanted */
+	struct MigrateVerify *verifier; /* what it was made of, once it was */
+	int64		verified;		/* rows, in this attempt */
+	struct MigrateWriterBack *back; /* of writer_back.c, likewise */
 };
 
 /* writer.c */
@@ -159,6 +171,30 @@ extern bool migrate_writer_key_is_new(MigrateWriter *writer, TupleTableSlot *slo
 extern void migrate_writer_keys_forget(MigrateWriter *writer, int64 id);
 extern char *migrate_writer_key_text(MigrateWriter *writer, TupleTableSlot *slot);
 
+/*
+ * verify.c.  A scan gives all rows to the sink, and can be called again; the
+ * i-th mapped column of a row is attribute attnums[i] of the slot, or i + 1
+ * when that is NULL.
+ */
+typedef struct MigrateVerify MigrateVerify;
+typedef void (*MigrateVerifySink) (void *arg, TupleTableSlot *slot,
+								   const AttrNumber *attnums);
+typedef void (*MigrateVerifyScan) (MigrateWriter *writer, MigrateVerifySink sink,
+								   void *arg);
+
+extern void migrate_verify_begin(MigrateWriter *writer, bool wanted);
+extern void migrate_verify_given(MigrateWriter *writer, TupleTableSlot *slot,
+								 const AttrNumber *attnums);
+extern void migrate_verify_found(MigrateWriter *writer, MigrateVerifyScan given_rows,
+								 MigrateVerifyScan found_rows);
+extern void migrate_verify_gone(MigrateWriter *writer, TupleTableSlot *slot,
+								const AttrNumber *attnums, MigrateVerifyScan given_rows);
+extern void migrate_verify_place(MigrateWriter *writer, Relation rel, ItemPointer place,
+								 TupleTableSlot *slot, const AttrNumber *attnums,
+								 MigrateVerifySink sink, void *arg);
+extern void migrate_verify_store(Tuplestorestate *store, TupleDesc desc,
+								 MigrateVerifySink sink, void *arg);
+
 /* writer_row.c */
 extern MigrateRowPlan *migrate_row_plan(MigrateWriter *writer);
 extern void migrate_row_begin(MigrateWriter *writer, MigrateRowState *state);
@@ -180,6 +216,28 @@ extern bool migrate_index_serves(MigrateWriter *writer);
 
 /* writer_sql.c */
 extern const MigrateWriterWay migrate_writer_sql;
+#define MIGRATE_MAPPED_NAME "migrate_mapped"
+#define MIGRATE_GONE_NAME "migrate_gone"
+
 extern void migrate_writer_sql_open(MigrateWriter *writer);
+extern char *migrate_writer_sql_insert(MigrateWriter *writer);
+extern char *migrate_writer_sql_find(MigrateWriter *writer, const char *columns,
+									 const char *keys);
+
+/* writer_back.c: of an attempt by statements, while SPI is connected */
+typedef struct MigrateWriterBack
+{
+	bool		by_place;		/* inserts say where; else by the key map */
+	Tuplestorestate *given;		/* mapped rows */
+	struct SPITupleTable *returned; /* by the insert */
+	uint64		nreturned;
+	struct SPITupleTable *found;	/* by the key map */
+	uint64		nfound;
+} MigrateWriterBack;
+
+extern void migrate_back_begin(MigrateWriter *writer, Tuplestorestate *given);
+extern void migrate_back_given(MigrateWriter *writer, TupleTableSlot *mapped);
+extern int64 migrate_back_insert(MigrateWriter *writer, int64 *owned);
+extern void migrate_back_check(MigrateWriter *writer, bool any_rows, bool any_gone);
 
 #endif							/* MIGRATE_LOAD_H */

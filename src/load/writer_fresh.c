@@ -50,6 +50,7 @@ typedef struct FreshState
 	MigrateRowState row;
 	BulkInsertState bistate;
 	MemoryContext flush_cxt;
+	TupleTableSlot *read;		/* to read rows back; NULL: not made */
 	TupleTableSlot *slots[MAX_BUFFERED_TUPLES];
 	int			nslots;			/* made */
 	int			nused;
@@ -57,6 +58,10 @@ typedef struct FreshState
 	Size		room;			/* that they take in the table */
 	Size		owed;			/* of migrate_extend_for() */
 	int64		written;
+
+	/* the slots that were just written, while they are read back */
+	TupleTableSlot **flushed;
+	int			nflushed;
 } FreshState;
 
 /* ----------------------------------------------------------------
@@ -161,6 +166,40 @@ fresh_begin(MigrateWriter *writer)
 											 ALLOCSET_DEFAULT_SIZES);
 }
 
+static void
+given_rows(MigrateWriter *writer, MigrateVerifySink sink, void *arg)
+{
+	FreshState *state = writer->state;
+
+	for (int i = 0; i < state->nflushed; i++)
+		sink(arg, state->flushed[i], writer->map->attnums);
+}
+
+static void
+found_rows(MigrateWriter *writer, MigrateVerifySink sink, void *arg)
+{
+	FreshState *state = writer->state;
+
+	for (int i = 0; i < state->nflushed; i++)
+		migrate_verify_place(writer, writer->rel, &state->flushed[i]->tts_tid,
+							 state->read, writer->map->attnums, sink, arg);
+}
+
+/* Read back, by the places that they have now, what was just written. */
+static void
+verify_flushed(MigrateWriter *writer, TupleTableSlot **slots, int n)
+{
+	FreshState *state = writer->state;
+	MemoryContext old = MemoryContextSwitchTo(writer->attempt);
+
+	if (state->read == NULL)
+		state->read = table_slot_create(writer->rel, NULL);
+	MemoryContextSwitchTo(old);
+	state->flushed = slots;
+	state->nflushed = n;
+	migrate_verify_found(writer, given_rows, found_rows);
+}
+
 /* Write what was gathered. */
 static void
 fresh_flush(MigrateWriter *writer)
@@ -177,6 +216,8 @@ fresh_flush(MigrateWriter *writer)
 					   GetCurrentCommandId(true), 0, state->bistate);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(state->flush_cxt);
+	if (writer->verify)
+		verify_flushed(writer, state->slots, state->nused);
 	for (int i = 0; i < state->nused; i++)
 		ExecClearTuple(state->slots[i]);
 	state->written += state->nused;
@@ -204,6 +245,8 @@ fresh_put(MigrateWriter *writer, TupleTableSlot *mapped)
 	migrate_row_fill(writer, &state->row, slot, mapped);
 	migrate_row_check(writer, &state->row, slot);
 	MemoryContextSwitchTo(old);
+	if (writer->verify)
+		migrate_verify_given(writer, mapped, NULL);
 	/* the values are of this row's memory, the slot lives longer */
 	ExecMaterializeSlot(slot);
 	state->nused++;
@@ -272,6 +315,8 @@ fresh_put_tuples(MigrateWriter *writer, HeapTuple *tuples, int64 n)
 				slots[made++] = MakeSingleTupleTableSlot(desc, &TTSOpsHeapTuple);
 			ExecStoreHeapTuple(tuple, slots[i], false);
 			check_tuple(writer, slots[i], tuple);
+			if (writer->verify)
+				migrate_verify_given(writer, slots[i], writer->map->attnums);
 			slots[i]->tts_flags |= TTS_FLAG_SHOULDFREE;
 			bytes += tuple->t_len;
 			room += migrate_tuple_room(tuple->t_len);
@@ -284,6 +329,8 @@ fresh_put_tuples(MigrateWriter *writer, HeapTuple *tuples, int64 n)
 						   state->bistate);
 		MemoryContextSwitchTo(old);
 		MemoryContextReset(state->flush_cxt);
+		if (writer->verify)
+			verify_flushed(writer, slots, part);
 		for (int i = 0; i < part; i++)
 		{
 			slots[i]->tts_flags &= ~TTS_FLAG_SHOULDFREE;
@@ -306,6 +353,8 @@ fresh_finish(MigrateWriter *writer)
 	FreeBulkInsertState(state->bistate);
 	for (int i = 0; i < state->nslots; i++)
 		ExecDropSingleTupleTableSlot(state->slots[i]);
+	if (state->read)
+		ExecDropSingleTupleTableSlot(state->read);
 	FreeExecutorState(state->row.estate);
 	return state->written;
 }

@@ -101,6 +101,11 @@ typedef struct IndexState
 	int			nused;
 	Size		bytes;
 	int64		written;
+
+	/* to read back (verify.c), in "attempt" */
+	Tuplestorestate *given;		/* rows, of map->outdesc */
+	Tuplestorestate *gone;		/* keys, of map->keysdesc; NULL: none */
+	TupleTableSlot *give;		/* as a row of given */
 } IndexState;
 
 /* ----------------------------------------------------------------
@@ -304,6 +309,11 @@ index_begin(MigrateWriter *writer)
 	state->new = table_slot_create(writer->rel, NULL);
 	state->flush_cxt = AllocSetContextCreate(writer->attempt, "migrate flush",
 											 ALLOCSET_DEFAULT_SIZES);
+	if (writer->verify)
+	{
+		state->given = tuplestore_begin_heap(false, false, work_mem);
+		state->give = MakeSingleTupleTableSlot(writer->map->outdesc, &TTSOpsVirtual);
+	}
 }
 
 /* The number of a row in the set, from the ordinal in a slot's last column. */
@@ -503,6 +513,137 @@ spread(TupleTableSlot *slot, const Datum *values, const bool *nulls)
 			slot->tts_isnull[a] = true;
 }
 
+/* ----------------------------------------------------------------
+ * read back (verify.c)
+ * ----------------------------------------------------------------
+ */
+
+/*
+ * Keep a mapped row, which is to be there afterwards; columns whose value is
+ * not known as they are in "row".
+ */
+static void
+give_row(MigrateWriter *writer, TupleTableSlot *mapped, Bitmapset *unknown,
+		 TupleTableSlot *row)
+{
+	IndexState *state = writer->state;
+	MigrateMapping *map = writer->map;
+	TupleTableSlot *give = state->give;
+
+	for (int k = 0; k < map->nkeys; k++)
+		if (mapped->tts_isnull[map->ncolumns + k])
+			return;
+	ExecClearTuple(give);
+	memcpy(give->tts_values, mapped->tts_values, sizeof(Datum) * map->outdesc->natts);
+	memcpy(give->tts_isnull, mapped->tts_isnull, sizeof(bool) * map->outdesc->natts);
+	for (int i = 0; unknown && i < map->ncolumns; i++)
+		if (bms_is_member(map->projection[i], unknown))
+			give->tts_values[i] = slot_getattr(row, map->attnums[i], &give->tts_isnull[i]);
+	ExecStoreVirtualTuple(give);
+	migrate_verify_given(writer, give, NULL);
+	tuplestore_puttupleslot(state->given, give);
+}
+
+static void
+given_rows(MigrateWriter *writer, MigrateVerifySink sink, void *arg)
+{
+	migrate_verify_store(((IndexState *) writer->state)->given, writer->map->outdesc,
+						 sink, arg);
+}
+
+/* The rows of a key, in the slot from attribute "first" on (from 0). */
+static void
+find_rows(MigrateWriter *writer, TupleTableSlot *slot, int first,
+		  MigrateVerifySink sink, void *arg)
+{
+	IndexState *state = writer->state;
+	const Datum *key = slot->tts_values + first;
+	MemoryContext old;
+
+	ResetPerTupleExprContext(state->row.estate);
+	old = MemoryContextSwitchTo(GetPerTupleMemoryContext(state->row.estate));
+	if (find_begin(writer, key, slot->tts_isnull + first))
+		while (find_next(writer, key))
+		{
+			MemoryContextSwitchTo(old);
+			sink(arg, state->old, writer->map->attnums);
+			MemoryContextSwitchTo(GetPerTupleMemoryContext(state->row.estate));
+		}
+	MemoryContextSwitchTo(old);
+}
+
+/* The rows of every key in a store, of a source row's keys once. */
+static void
+find_all(MigrateWriter *writer, Tuplestorestate *store, TupleDesc desc,
+		 MigrateVerifySink sink, void *arg)
+{
+	TupleTableSlot *slot = MakeSingleTupleTableSlot(desc, &TTSOpsMinimalTuple);
+	int			ord = desc->natts - 1;
+	Bitmapset  *seen = NULL;
+
+	tuplestore_rescan(store);
+	while (tuplestore_gettupleslot(store, true, false, slot))
+	{
+		slot_getallattrs(slot);
+		if (writer->as_set)
+		{
+			int			n = (int) DatumGetInt64(slot->tts_values[ord]);
+
+			if (bms_is_member(n, seen))
+				continue;
+			seen = bms_add_member(seen, n);
+		}
+		find_rows(writer, slot, ord - writer->map->nkeys, sink, arg);
+	}
+	bms_free(seen);
+	ExecDropSingleTupleTableSlot(slot);
+}
+
+/* A set's keys were all removed first, also those that have no row now. */
+static void
+found_rows(MigrateWriter *writer, MigrateVerifySink sink, void *arg)
+{
+	IndexState *state = writer->state;
+
+	if (writer->as_set && state->gone)
+		find_all(writer, state->gone, writer->map->keysdesc, sink, arg);
+	else
+		find_all(writer, state->given, writer->map->outdesc, sink, arg);
+}
+
+static void
+check_gone(void *arg, TupleTableSlot *slot, const AttrNumber *attnums)
+{
+	migrate_verify_gone(arg, slot, attnums, given_rows);
+}
+
+/* All is written: look for it as the next change of these keys would. */
+static void
+verify_rows(MigrateWriter *writer)
+{
+	IndexState *state = writer->state;
+
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetLatestSnapshot());
+	index_endscan(state->scan);
+	state->scan = migrate_index_beginscan(writer->rel, state->index, GetActiveSnapshot(),
+										  writer->index->nscan);
+	migrate_verify_found(writer, given_rows, found_rows);
+	if (state->gone && !writer->as_set)
+		find_all(writer, state->gone, writer->map->keysdesc, check_gone, writer);
+	ExecClearTuple(state->old);
+	PopActiveSnapshot();
+	tuplestore_end(state->given);
+	if (state->gone)
+		tuplestore_end(state->gone);
+	ExecDropSingleTupleTableSlot(state->give);
+}
+
+/* ----------------------------------------------------------------
+ * a row
+ * ----------------------------------------------------------------
+ */
+
 /* The row in state->old becomes the mapped one, in place. */
 static void
 update_row(MigrateWriter *writer, TupleTableSlot *mapped, Bitmapset *unknown)
@@ -513,6 +654,8 @@ update_row(MigrateWriter *writer, TupleTableSlot *mapped, Bitmapset *unknown)
 	TM_FailureData failure;
 
 	slot_getallattrs(state->old);
+	if (writer->verify)
+		give_row(writer, mapped, unknown, state->old);
 	spread(state->new, state->old->tts_values, state->old->tts_isnull);
 	if (!overlay(writer, state->new, mapped, unknown))
 		return;
@@ -569,6 +712,8 @@ insert_row(MigrateWriter *writer, TupleTableSlot *mapped, Bitmapset *unknown)
 	else
 		migrate_row_fill(writer, &state->row, slot, mapped);
 	migrate_row_check(writer, &state->row, slot);
+	if (writer->verify)
+		give_row(writer, mapped, unknown, slot);
 	state->bytes += heap_compute_data_size(slot->tts_tupleDescriptor, slot->tts_values,
 										   slot->tts_isnull);
 	/* the values are of this row's memory, the slot lives longer */
@@ -644,6 +789,15 @@ index_remove(MigrateWriter *writer, TupleTableSlot *keys)
 	IndexState *state = writer->state;
 	int64		number = row_number(writer, keys);
 
+	if (writer->verify && state->gone == NULL)
+	{
+		MemoryContext old = MemoryContextSwitchTo(writer->attempt);
+
+		state->gone = tuplestore_begin_heap(false, false, work_mem);
+		MemoryContextSwitchTo(old);
+	}
+	if (writer->verify)
+		tuplestore_puttupleslot(state->gone, keys);
 	ResetPerTupleExprContext(state->row.estate);
 	if (!find_begin(writer, keys->tts_values, keys->tts_isnull))
 		return;
@@ -661,6 +815,8 @@ index_finish(MigrateWriter *writer)
 	IndexState *state = writer->state;
 
 	index_flush(writer);
+	if (writer->verify)
+		verify_rows(writer);
 	index_endscan(state->scan);
 	index_close(state->index, NoLock);
 	if (state->bistate)

@@ -46,8 +46,8 @@
 #include "utils/tuplestore.h"
 #include "utils/typcache.h"
 
-#define MAPPED_NAME "migrate_mapped"
-#define GONE_NAME "migrate_gone"
+#define MAPPED_NAME MIGRATE_MAPPED_NAME
+#define GONE_NAME MIGRATE_GONE_NAME
 #define TAKEN_NAME "migrate_taken"
 
 typedef struct SqlState
@@ -300,7 +300,7 @@ delete_statement(MigrateWriter *writer, const char *keys)
 }
 
 static char *
-insert_statement_where(MigrateWriter *writer, const char *where)
+bare_insert(MigrateWriter *writer, const char *where)
 {
 	MigrateMapping *map = writer->map;
 	StringInfoData buf;
@@ -316,7 +316,33 @@ insert_statement_where(MigrateWriter *writer, const char *where)
 		appendStringInfo(&buf, "%smigrate_m.migrate_c%d", i > 0 ? ", " : "", i + 1);
 	appendStringInfoString(&buf, " FROM " MAPPED_NAME " AS migrate_m");
 	appendStringInfoString(&buf, where);
-	return counted(writer, buf.data);
+	return buf.data;
+}
+
+static char *
+insert_statement_where(MigrateWriter *writer, const char *where)
+{
+	return counted(writer, bare_insert(writer, where));
+}
+
+/* Insert all, without counting; for writer_back.c. */
+char *
+migrate_writer_sql_insert(MigrateWriter *writer)
+{
+	return bare_insert(writer, "");
+}
+
+/* Columns of the rows that have the keys of such a relation. */
+char *
+migrate_writer_sql_find(MigrateWriter *writer, const char *columns, const char *keys)
+{
+	StringInfoData buf;
+
+	initStringInfo(&buf);
+	appendStringInfo(&buf, "SELECT %s FROM %s, %s AS migrate_m WHERE ",
+					 columns, rows_of_target(writer), keys);
+	append_found(&buf, writer);
+	return buf.data;
 }
 
 /* Insert all, or only rows whose key is not there. */
@@ -442,6 +468,8 @@ sql_begin(MigrateWriter *writer)
 	writer->state = state;
 	state->store = tuplestore_begin_heap(false, false, work_mem);
 	state->desc = writer->sql.mapped;
+	if (writer->verify)
+		migrate_back_begin(writer, state->store);
 }
 
 /* What the row of an ordinal had in columns that are not mapped. */
@@ -480,6 +508,8 @@ sql_put(MigrateWriter *writer, TupleTableSlot *slot)
 
 	tuplestore_puttupleslot(state->store, slot);
 	state->rows++;
+	if (writer->verify)
+		migrate_back_given(writer, slot);
 	if (writer->anew && writer->sql.take)
 		put_taken(writer, DatumGetInt64(slot->tts_values[slot->tts_tupleDescriptor->natts - 1]));
 }
@@ -518,6 +548,17 @@ register_rows(const char *name, TupleDesc desc, Tuplestorestate *store, int64 ro
 		elog(ERROR, "could not register mapped rows: %s", SPI_result_code_string(rc));
 }
 
+static void
+check_owned(MigrateWriter *writer, int64 written, int64 owned)
+{
+	if (owned != written)
+		ereport(ERROR,
+				(errcode(ERRCODE_WITH_CHECK_OPTION_VIOLATION),
+				 errmsg("row does not satisfy \"owns\" of the mapping to %s",
+						writer->map->target_name),
+				 errdetail("The predicate is %s.", writer->map->owns)));
+}
+
 /*
  * Run a statement, give the rows that it wrote; each must be ours.
  */
@@ -532,13 +573,19 @@ run_statement(MigrateWriter *writer, const char *sql)
 	if (rc != SPI_OK_SELECT)
 		return SPI_processed;
 	written = migrate_spi_int64(0, 0, 0);
-	if (migrate_spi_int64(0, 1, 0) != written)
-		ereport(ERROR,
-				(errcode(ERRCODE_WITH_CHECK_OPTION_VIOLATION),
-				 errmsg("row does not satisfy \"owns\" of the mapping to %s",
-						writer->map->target_name),
-				 errdetail("The predicate is %s.", writer->map->owns)));
+	check_owned(writer, written, migrate_spi_int64(0, 1, 0));
 	SPI_freetuptable(SPI_tuptable);
+	return written;
+}
+
+/* The same for the insert of rows that are read back by their places. */
+static int64
+run_insert_places(MigrateWriter *writer)
+{
+	int64		owned;
+	int64		written = migrate_back_insert(writer, &owned);
+
+	check_owned(writer, written, owned);
 	return written;
 }
 
@@ -618,7 +665,6 @@ remove_rows(MigrateWriter *writer)
 		take_rows(writer);
 	writer->removed += run_statement(writer, writer->sql.remove);
 	SPI_finish();
-	tuplestore_end(state->gone);
 }
 
 /* A set written anew; SPI is connected, the mapped rows are registered. */
@@ -634,11 +680,40 @@ write_back(MigrateWriter *writer)
 		run_statement(writer, writer->sql.insert_untaken);
 }
 
+/* The mapped rows; SPI is connected, they are registered. */
+static int64
+write_rows(MigrateWriter *writer)
+{
+	MigrateWriterSql *sql = &writer->sql;
+
+	if (writer->anew)
+		return write_back(writer);
+	if (writer->verify && writer->back->by_place)
+		return run_insert_places(writer);
+	if (writer->insert_only)
+		return run_statement(writer, sql->insert);
+	if (sql->update)
+		return run_statement(writer, sql->update) +
+			run_statement(writer, sql->insert_new);
+	(void) run_statement(writer, sql->delete);
+	return run_statement(writer, sql->insert);
+}
+
+/* Read back what was written and removed; SPI is connected. */
+static void
+read_back(MigrateWriter *writer)
+{
+	SqlState   *state = writer->state;
+
+	if (state->gone_rows > 0)
+		register_rows(GONE_NAME, writer->sql.gone, state->gone, state->gone_rows);
+	migrate_back_check(writer, state->rows > 0, state->gone_rows > 0);
+}
+
 static int64
 sql_finish(MigrateWriter *writer)
 {
 	SqlState   *state = writer->state;
-	MigrateWriterSql *sql = &writer->sql;
 	int			nestlevel = NewGUCNestLevel();
 	int64		written = 0;
 
@@ -652,27 +727,22 @@ sql_finish(MigrateWriter *writer)
 		plan_for_sets(writer);
 	if (state->gone_rows > 0)
 		remove_rows(writer);
+	if (state->rows > 0 || writer->verify)
+		SPI_connect();
 	if (state->rows > 0)
 	{
-		SPI_connect();
 		register_rows(MAPPED_NAME, state->desc, state->store, state->rows);
-		if (writer->anew)
-			written = write_back(writer);
-		else if (writer->insert_only)
-			written = run_statement(writer, sql->insert);
-		else if (sql->update)
-			written = run_statement(writer, sql->update) +
-				run_statement(writer, sql->insert_new);
-		else
-		{
-			(void) run_statement(writer, sql->delete);
-			written = run_statement(writer, sql->insert);
-		}
-		SPI_finish();
+		written = write_rows(writer);
 	}
-	AtEOXact_GUC(true, nestlevel);
 	check_written(writer, written);
+	if (writer->verify)
+		read_back(writer);
+	if (state->rows > 0 || writer->verify)
+		SPI_finish();
+	AtEOXact_GUC(true, nestlevel);
 	tuplestore_end(state->store);
+	if (state->gone)
+		tuplestore_end(state->gone);
 	return written;
 }
 

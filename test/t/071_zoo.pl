@@ -116,7 +116,7 @@ sub compare
 sub migrate
 {
 	my ($job, $transport, $schemas, %o) = @_;
-	my $options = $o{options} // '"workers": 4, "chunk_rows": 7, "batch_rows": 3, "chunk_blocks": 8';
+	my $options = $o{options} // '"verify_writes": true, "workers": 4, "chunk_rows": 7, "batch_rows": 3, "chunk_blocks": 8';
 	my $imports = 0;
 	my $add = join '', map {
 		my ($there, $here, $only) = @$_;
