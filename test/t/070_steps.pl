@@ -240,7 +240,6 @@ is(constraints('kinds'), 'a_key b_bad b_check b_fk', 'constraints');
 	my $pid = sql(q{SELECT worker_pid FROM migrate.post_step p JOIN migrate.job USING (job_id) WHERE job = 'orphan'});
 	sql(q{SELECT pg_terminate_backend(pid) FROM migrate.workers WHERE job = 'orphan' AND role = 'job'});
 	ok(wait_for($target, q{SELECT count(*) = 0 FROM pg_stat_activity WHERE backend_type = 'migrate job'}), 'orphan: without a job worker');
-	is(sql("SELECT count(*) FROM pg_stat_activity WHERE pid = $pid"), '1', 'orphan: the loader is still there');
 	sql(q{SELECT migrate_resume('orphan')});
 	ok(wait_for($target, qq{SELECT p.worker_pid <> $pid AND p.state = 'running' FROM migrate.post_step p JOIN migrate.job USING (job_id) WHERE job = 'orphan'}),
 		'orphan: another loader begins the step again');
@@ -370,9 +369,12 @@ foreach my $point (qw(step-claimed step-built step-done doubles-resolved))
 	ok(wait_for(sub { killed() >= $before + 2 }), "$point: killed, and again");
 	# the server may be starting again
 	ok(wait_for(sub { eval { sql('ALTER SYSTEM RESET migrate.fault'); sql('SELECT pg_reload_conf()'); 1 } }), "$point: no more");
+	my $killed = killed();
 	wait_job($target, $job, 'copied');
 	is(steps($job, q{p.state = 'done'}), 'm_key m_pkey m_v m_vacuum', "$point: each step is done");
-	is(steps($job, q{p.attempt > 1}), 'm_key', "$point: and none was done again but the key, for doubles") if $point eq 'step-done';
+	# a third kill may have come before the fault was away
+	is(steps($job, q{p.attempt > 1}), 'm_key', "$point: and none was done again but the key, for doubles")
+		if $point eq 'step-done' && $killed == $before + 2;
 	is(indexes($job) . ' ' . constraints($job), 'm_key m_v m_key', "$point: each index and constraint is there once");
 	same_rows($source, 'SELECT * FROM moved', $target, "SELECT * FROM $job.moved", "$point: equal");
 }

@@ -240,6 +240,13 @@ same('TRUNCATE of a partitioned table, and a partition that is new', qw(part));
 
 # --------------------------------------------------------- kills, in the middle
 
+# how often the fault has come
+sub hits
+{
+	return kills_seen($target) if $_[0] eq 'server';
+	return scalar(() = slurp_file($target->logfile) =~ /fault injected at/g);
+}
+
 my $n = 0;
 foreach my $point (qw(reverse-written reverse-committed))
 {
@@ -247,15 +254,17 @@ foreach my $point (qw(reverse-written reverse-committed))
 	{
 		$n++;
 		my $fault = $who eq 'worker' ? 'error' : 'kill';
+		my $before = hits($who);
 		set_fault($target, "$point:$fault");
 		ok(wait_for($target, "SELECT current_setting('migrate.fault') = '$point:$fault'"), "$point, $who: set");
 		$target->psql('postgres', qq{
 			BEGIN; UPDATE seat SET note = '$point $who' WHERE id < 100; UPDATE guest SET id = id + 7000 WHERE id < 5000; DELETE FROM wide WHERE id = 10 + $n;
 			TRUNCATE amount; INSERT INTO amount VALUES ($n, $n * 100); COMMIT;});
-		sleep(0.5);
+		ok(wait_for(sub { hits($who) > $before }), "$point, $who: hit");
 		set_fault($target, '');
-		ok(wait_for($target, q{SELECT current_setting('migrate.fault') = ''}), "$point, $who: again");
-		$target->safe_psql('postgres', q{UPDATE guest SET id = id - 7000 WHERE id > 7000 AND id < 12000});
+		# the server may be starting again, and again
+		ok(wait_for(sub { (try_query($target, q{SELECT current_setting('migrate.fault')}) // '-') eq '' }), "$point, $who: again");
+		ok(wait_for(sub { defined try_query($target, q{UPDATE guest SET id = id - 7000 WHERE id > 7000 AND id < 12000}) }), "$point, $who: written to");
 		same("$point, $who", qw(seat guest wide amount));
 	}
 }
@@ -265,7 +274,7 @@ foreach my $i (1 .. 3)
 	my $pid = value($target, q{SELECT pid FROM pg_stat_activity WHERE backend_type = 'migrate reverse'});
 	kill 9, $pid if $pid;
 	ok(wait_for($target, 'SELECT true'), "kill $i: the server is back");
-	$target->safe_psql('postgres', "DELETE FROM seat WHERE id = 900 + $i AND id NOT IN (SELECT seat FROM guest)");
+	ok(wait_for(sub { defined try_query($target, "DELETE FROM seat WHERE id = 900 + $i AND id NOT IN (SELECT seat FROM guest)") }), "kill $i: written to");
 	same("kill $i", qw(seat part));
 }
 
