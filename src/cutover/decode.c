@@ -287,10 +287,19 @@ migrate_decoder_read_ahead(MigrateDecoder *decoder, int64 bytes)
 bool
 migrate_decoder_next(MigrateDecoder *decoder, const char **data, int *len)
 {
+	MemoryContext old = MemoryContextSwitchTo(decoder->mcxt);
 	bool		isnull;
+	bool		found;
 	struct varlena *message;
 
-	if (!tuplestore_gettupleslot(decoder->store, true, false, decoder->slot))
+	/*
+	 * A tuple of a store that has spilled is made in the current context, and
+	 * the slot frees it when the next one comes: the caller's may be gone by
+	 * then.
+	 */
+	found = tuplestore_gettupleslot(decoder->store, true, false, decoder->slot);
+	MemoryContextSwitchTo(old);
+	if (!found)
 		return false;
 	message = (struct varlena *) DatumGetPointer(slot_getattr(decoder->slot, 1, &isnull));
 	*data = VARDATA_ANY(message);
