@@ -114,6 +114,8 @@ VALUES
 	 'where the tables are after the cutover, for the hint that writers to the source get'),
 	('fence', 'choice', NULL, 'triggers', 'while running', NULL, NULL, '{triggers,external}', 'triggers, external',
 	 'who keeps the application from writing to the source from the cutover on; triggers: the job, external: the DBA by other means, with hooks and gates of the phases fence and lift'),
+	('fence_reads', 'boolean', NULL, 'false', 'while running', NULL, NULL, NULL, 'true, false',
+	 'whether the source is not read any more either while it is fenced: SELECT is revoked there from all but the job''s role, and given back when the fence goes'),
 	('fence_lock_timeout', 'duration', 'ms', '500ms', 'while running', 1, 60000, NULL, '1ms to 1min',
 	 'how long one try to lock the source''s tables for the cutover may last, and a writer wait behind it'),
 	('fence_timeout', 'duration', 'ms', '30s', 'while running', 0, 86400000, NULL, '0 (one try) to 1d',

@@ -385,6 +385,8 @@ step_fence(Cutover *c)
 	}
 	migrate_fault("cutover-locked");
 	migrate_fence_close(c->fence, c->row->digest, c->row->new_home);
+	if (c->row->fence_reads)
+		migrate_fence_close_reads(c->fence);
 	return psprintf("%d tables, %d %s", c->fence->nleaves, tries, tries == 1 ? "try" : "tries");
 }
 

@@ -84,6 +84,13 @@ extern bool migrate_fence_lock(MigrateFence *fence, int lock_ms, int64 idle_ms,
 extern void migrate_fence_close(MigrateFence *fence, const char *digest,
 								const char *new_home);
 
+/*
+ * In fence_reads.c.  In that transaction, too: nobody else reads the tables from
+ * its commit on.  Errors: 55000, 42501.
+ */
+extern void migrate_fence_close_reads(MigrateFence *fence);
+extern char *migrate_fence_open_reads_sql(MigrateFence *fence);
+
 /* COMMIT, durably.  An error leaves it unknown whether it did: look. */
 extern void migrate_fence_commit(MigrateFence *fence);
 extern void migrate_fence_rollback(MigrateFence *fence);

@@ -531,8 +531,9 @@ void
 migrate_fence_lift(MigrateFence *fence)
 {
 	PQclear(migrate_exec(fence->conn,
-						 psprintf("BEGIN; SET LOCAL synchronous_commit = on; %s; COMMIT",
-								  function_ddl(fence, NULL, NULL))));
+						 psprintf("BEGIN; SET LOCAL synchronous_commit = on; %s; %s; COMMIT",
+								  function_ddl(fence, NULL, NULL),
+								  migrate_fence_open_reads_sql(fence))));
 }
 
 MigrateFenceState
@@ -572,8 +573,8 @@ migrate_fence_drop(MigrateFence *fence, int lock_ms)
 	char	   *drop = psprintf("DROP SCHEMA IF EXISTS %s CASCADE", fence->schema);
 	PGresult   *res = migrate_exec_try(fence->conn,
 									   psprintf("BEGIN; SET LOCAL lock_timeout = %d;"
-												" SET LOCAL client_min_messages = warning; %s; COMMIT",
-												lock_ms, drop));
+												" SET LOCAL client_min_messages = warning; %s; %s; COMMIT",
+												lock_ms, migrate_fence_open_reads_sql(fence), drop));
 
 	if (migrate_result_ok(res))
 	{

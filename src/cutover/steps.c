@@ -154,6 +154,7 @@ migrate_cutover_load(MigrateJob *job)
 	cutover->gate_timeout_ms = option_ms(job->job_id, "gate_timeout");
 	cutover->last_check = strcmp(option_text(job->job_id, "last_check"), "changed") == 0;
 	new_home = option_text(job->job_id, "new_home");
+	cutover->fence_reads = strcmp(option_text(job->job_id, "fence_reads"), "true") == 0;
 	cutover->new_home = new_home ? MemoryContextStrdup(mcxt, new_home) : NULL;
 	value = Int32GetDatum(cutover->cutover_id);
 	migrate_spi_exec("UPDATE migrate.cutover SET state = 'running',"

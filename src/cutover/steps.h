@@ -24,6 +24,7 @@ typedef struct MigrateCutover
 	bool		running;		/* a worker before us had begun it */
 	bool		commit_begun;	/* and come to the fence's commit */
 	bool		closed;			/* a rollback: the target is closed for good */
+	bool		fence_reads;
 	bool		external;		/* the source is fenced by its DBA
 								 * (external.c) */
 	bool		passed_gate;	/* hooks have waited at one */
