@@ -507,6 +507,12 @@ AS 'MODULE_PATHNAME', 'migrate_drop_fence';
 COMMENT ON FUNCTION migrate._drop_fence(int) IS
 'drops the fence''s triggers and function from the source; null, or the statement that was refused';
 
+CREATE FUNCTION migrate._open_reads_sql(schema text) RETURNS text
+LANGUAGE C IMMUTABLE STRICT SET search_path = pg_catalog, pg_temp
+AS 'MODULE_PATHNAME', 'migrate_open_reads_sql';
+COMMENT ON FUNCTION migrate._open_reads_sql(text) IS
+'the statement that gives readers of a fenced source their rights back, for the schema of its fence; does nothing where none were taken';
+
 CREATE FUNCTION migrate._remove_cutover(j migrate.job) RETURNS SETOF text
 LANGUAGE plpgsql VOLATILE
 SET search_path = pg_catalog, pg_temp
@@ -528,6 +534,9 @@ BEGIN
 		left_over := migrate._drop_fence($1.job_id);
 	EXCEPTION WHEN OTHERS THEN
 		left_over := format('DROP SCHEMA IF EXISTS %s CASCADE', fence);
+		IF migrate._option($1.job_id, 'fence_reads') = 'true' THEN
+			left_over := migrate._open_reads_sql(fence) || '; ' || left_over;
+		END IF;
 	END;
 	IF left_over IS NULL THEN
 		DELETE FROM migrate.made_object o

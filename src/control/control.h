@@ -46,6 +46,9 @@ typedef struct MigrateLoaderArgs
 /* signals, connection as "owner" (InvalidOid: bootstrap superuser), settings */
 extern void migrate_worker_init(Oid database, Oid owner);
 extern void migrate_worker_reload(void);
+
+/* so long, ms, whoever sets the latch; settings are taken up meanwhile */
+extern void migrate_worker_sleep(long ms);
 extern char *migrate_owner_search_path;
 
 /* fill in what is common; name is cut to fit */

@@ -118,6 +118,22 @@ ids_and_handles(const char *sql, int **ids, int64 **handles)
 	return n;
 }
 
+/* A row for each job that has shared memory, by "put". */
+static Datum
+put_jobs(FunctionCallInfo fcinfo, void (*put) (ReturnSetInfo *rsinfo, int job_id, int64 handle))
+{
+	int		   *ids;
+	int64	   *handles;
+	uint64		n;
+
+	InitMaterializedSRF(fcinfo, 0);
+	n = ids_and_handles("SELECT job_id, shm_handle FROM migrate.job WHERE shm_handle <> 0",
+						&ids, &handles);
+	for (uint64 i = 0; i < n; i++)
+		put((ReturnSetInfo *) fcinfo->resultinfo, ids[i], handles[i]);
+	return (Datum) 0;
+}
+
 /* ----------------------------------------------------------------
  * migrate._live_jobs()
  * ----------------------------------------------------------------
@@ -177,16 +193,7 @@ PG_FUNCTION_INFO_V1(migrate_live_jobs);
 PGDLLEXPORT Datum
 migrate_live_jobs(PG_FUNCTION_ARGS)
 {
-	int		   *ids;
-	int64	   *handles;
-	uint64		n;
-
-	InitMaterializedSRF(fcinfo, 0);
-	n = ids_and_handles("SELECT job_id, shm_handle FROM migrate.job WHERE shm_handle <> 0",
-						&ids, &handles);
-	for (uint64 i = 0; i < n; i++)
-		put_job((ReturnSetInfo *) fcinfo->resultinfo, ids[i], handles[i]);
-	return (Datum) 0;
+	return put_jobs(fcinfo, put_job);
 }
 
 /* ----------------------------------------------------------------
@@ -229,16 +236,7 @@ PG_FUNCTION_INFO_V1(migrate_live_ways_back);
 PGDLLEXPORT Datum
 migrate_live_ways_back(PG_FUNCTION_ARGS)
 {
-	int		   *ids;
-	int64	   *handles;
-	uint64		n;
-
-	InitMaterializedSRF(fcinfo, 0);
-	n = ids_and_handles("SELECT job_id, shm_handle FROM migrate.job WHERE shm_handle <> 0",
-						&ids, &handles);
-	for (uint64 i = 0; i < n; i++)
-		put_way_back((ReturnSetInfo *) fcinfo->resultinfo, ids[i], handles[i]);
-	return (Datum) 0;
+	return put_jobs(fcinfo, put_way_back);
 }
 
 /* ----------------------------------------------------------------

@@ -26,12 +26,14 @@
 #include "pgstat.h"
 #include "postmaster/interrupt.h"
 #include "storage/condition_variable.h"
+#include "storage/latch.h"
 #include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
+#include "utils/timestamp.h"
 
 #include "control/control.h"
 
@@ -313,6 +315,21 @@ bool
 migrate_job_alive(int job_id)
 {
 	return migrate_worker_alive(MIGRATE_LOCK_JOB, job_id);
+}
+
+void
+migrate_worker_sleep(long ms)
+{
+	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+
+	for (; ms > 0; ms = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until))
+	{
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 ms, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+		migrate_worker_reload();
+	}
 }
 
 /*

@@ -583,7 +583,23 @@ migrate_fence_drop(MigrateFence *fence, int lock_ms)
 	}
 	PQclear(res);
 	migrate_exec_quietly(fence->conn, "ROLLBACK");
+	/* whoever drops it by hand must give readers their rights back first */
+	res = migrate_exec_try(fence->conn, psprintf("SELECT 1 WHERE pg_catalog.to_regclass(%s) IS NOT NULL",
+												 quote_literal_cstr(psprintf("%s.revoked", fence->schema))));
+	if (!migrate_result_ok(res) || PQntuples(res) > 0)
+		drop = psprintf("%s; %s", migrate_fence_open_reads_sql(fence), drop);
+	PQclear(res);
 	return drop;
+}
+
+/* migrate._open_reads_sql(schema) */
+PG_FUNCTION_INFO_V1(migrate_open_reads_sql);
+PGDLLEXPORT Datum
+migrate_open_reads_sql(PG_FUNCTION_ARGS)
+{
+	MigrateFence fence = {.schema = text_to_cstring(PG_GETARG_TEXT_PP(0))};
+
+	PG_RETURN_TEXT_P(cstring_to_text(migrate_fence_open_reads_sql(&fence)));
 }
 
 /* migrate._drop_fence(job_id) */

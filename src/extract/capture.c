@@ -103,14 +103,6 @@ PGDLLEXPORT void migrate_capture_main(Datum main_arg);
 #define HEADER_BYTES (1 + 3 * 8)
 #define KEEPALIVE_BYTES (1 + 8 + 8 + 1)
 
-/* travels in bgw_extra */
-typedef struct CaptureArgs
-{
-	Oid			database;
-	Oid			owner;
-	int			stream_id;
-} CaptureArgs;
-
 /* when local_end is flushed here, the source may forget what is before remote */
 typedef struct Durable
 {
@@ -1149,19 +1141,8 @@ guarded_session(void)
 static void
 pause_after_error(void)
 {
-	TimestampTz until = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
-													migrate_backoff(me.errors, Max(me.max_delay_ms, 100)));
-	long		left;
-
 	pgstat_report_activity(STATE_IDLE, "waiting before the next try");
-	while ((left = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until)) > 0)
-	{
-		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 left, PG_WAIT_EXTENSION);
-		ResetLatch(MyLatch);
-		CHECK_FOR_INTERRUPTS();
-		migrate_worker_reload();
-	}
+	migrate_worker_sleep(migrate_backoff(me.errors, Max(me.max_delay_ms, 100)));
 }
 
 /* ----------------------------------------------------------------
@@ -1215,69 +1196,4 @@ migrate_capture_main(Datum main_arg)
 		pause_after_error();
 	(void) publish(0);
 	proc_exit(0);
-}
-
-/* ----------------------------------------------------------------
- * from the outside
- * ----------------------------------------------------------------
- */
-
-bool
-migrate_capture_alive(int stream_id)
-{
-	return migrate_worker_alive(MIGRATE_LOCK_CAPTURE, stream_id);
-}
-
-/*
- * Registered and not seen to live yet; a worker that dies at once is started
- * again by a later turn.
- */
-static BackgroundWorkerHandle *starting = NULL;
-
-static bool
-is_starting(void)
-{
-	pid_t		pid;
-
-	if (starting == NULL)
-		return false;
-	if (GetBackgroundWorkerPid(starting, &pid) == BGWH_NOT_YET_STARTED)
-		return true;
-	pfree(starting);
-	starting = NULL;
-	return false;
-}
-
-void
-migrate_capture_ensure(MigrateJob *job)
-{
-	MemoryContext mcxt = CurrentMemoryContext;
-	MigrateStream *stream;
-	BackgroundWorker worker;
-	CaptureArgs args;
-	bool		wanted;
-
-	if (is_starting())
-		return;
-	StartTransactionCommand();
-	MemoryContextSwitchTo(mcxt);
-	stream = migrate_stream_of_job(job->job_id);
-	wanted = stream && strcmp(stream->state, "running") == 0 &&
-		!migrate_capture_alive(stream->stream_id);
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(mcxt);
-	if (!wanted)
-		return;
-
-	StaticAssertStmt(sizeof(CaptureArgs) <= BGW_EXTRALEN, "arguments fit");
-	args.database = MyDatabaseId;
-	args.owner = stream->owner;
-	args.stream_id = stream->stream_id;
-	migrate_worker_describe(&worker, "migrate capture", stream->slot, "migrate_capture_main");
-	memcpy(worker.bgw_extra, &args, sizeof(args));
-	worker.bgw_notify_pid = MyProcPid;
-	MemoryContextSwitchTo(TopMemoryContext);
-	if (!RegisterDynamicBackgroundWorker(&worker, &starting))
-		starting = NULL;
-	MemoryContextSwitchTo(mcxt);
 }

@@ -28,6 +28,14 @@ extern XLogRecPtr migrate_parse_lsn(const char *s); /* 0 for NULL */
 /* set by whoever throws since the stream is not ours any more */
 extern bool migrate_stream_is_lost;
 
+/* of the capture worker; travels in bgw_extra */
+typedef struct CaptureArgs
+{
+	Oid			database;
+	Oid			owner;
+	int			stream_id;
+} CaptureArgs;
+
 typedef struct MigrateIdentity
 {
 	char	   *system_identifier;
